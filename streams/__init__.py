@@ -1,0 +1,1 @@
+"""Event-log platform for edge computing."""

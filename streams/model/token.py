@@ -1,0 +1,86 @@
+"""Causal tokens: what a session has written and read, as log positions that any region can wait for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from streams.model.errors import BadInput
+
+TOKEN_BYTES_MAX = 4096
+_FIX = "send back the Causal-Token of an earlier answer, unchanged"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Input:
+    """One partition of one events topic, in the region where it was written."""
+
+    origin: str
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        """Text form `origin/topic/partition`."""
+        return f"{self.origin}/{self.topic}/{self.partition}"
+
+    @classmethod
+    def parse(cls, text: str) -> Input:
+        """The inverse of `str`; ValueError when malformed."""
+        origin, topic, partition = text.split("/")
+        if not origin or not topic or not partition.isdecimal():
+            raise ValueError(text)
+        return cls(origin, topic, int(partition))
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """For each input, the position *after* the latest event that the session depends on.
+
+    Tokens merge by taking the larger position: commutative, associative, idempotent.
+    """
+
+    positions: Mapping[Input, int] = field(default_factory=dict)
+
+    def merge(self, other: Token) -> Token:
+        """The least token that covers both."""
+        if not other.positions:
+            return self
+        merged = dict(self.positions)
+        for key, position in other.positions.items():
+            if position > merged.get(key, -1):
+                merged[key] = position
+        return Token(merged)
+
+    def missing(self, applied: Token) -> list[Input]:
+        """The inputs whose position `applied` has not reached yet."""
+        have = applied.positions
+        return [key for key, position in self.positions.items() if have.get(key, 0) < position]
+
+    def restrict(self, topics: Iterable[str]) -> Token:
+        """The part of the token that concerns `topics`."""
+        wanted = set(topics)
+        return Token({key: position for key, position in self.positions.items() if key.topic in wanted})
+
+    def encode(self) -> str:
+        """URL-safe text. Inputs are sorted, so equal tokens have equal text."""
+        body = {str(key): self.positions[key] for key in sorted(self.positions)}
+        return base64.urlsafe_b64encode(json.dumps(body, separators=(",", ":")).encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str | None) -> Token:
+        """The token of a `Causal-Token` header; empty for None or ''. BadInput when malformed."""
+        if not text:
+            return cls()
+        if len(text) > TOKEN_BYTES_MAX:
+            raise BadInput(f"the token has over {TOKEN_BYTES_MAX} bytes", field="Causal-Token", fix=_FIX)
+        try:
+            body = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            positions = {Input.parse(key): value for key, value in body.items()}
+        except (ValueError, AttributeError, binascii.Error, UnicodeError, RecursionError):
+            raise BadInput("the token cannot be read", field="Causal-Token", fix=_FIX) from None
+        if not all(type(value) is int and 0 <= value < 2**63 for value in positions.values()):
+            raise BadInput("the token holds a position that is no offset", field="Causal-Token", fix=_FIX)
+        return cls(positions)
