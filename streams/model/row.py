@@ -1,8 +1,8 @@
 """Rows: what a fold UDF writes for a key, in one replica. The binary layout is shared with the WASM SDK.
 
 Little endian. Header, 32 bytes: u8 version (1), u8 merge type, u16 number of cells, u32 zero, u64 sequence number of
-the commit, u64 hybrid time of the latest delete, u64 hybrid time of the latest event. Then per cell: u64 start, u64 last, i64
-expiry in milliseconds, u32 payload length, payload.
+the commit, u64 hybrid time of the latest delete, u64 hybrid time of the latest event. Then per cell: u64 start, u64
+last, i64 expiry in milliseconds, u32 payload length, payload.
 """
 
 from __future__ import annotations
