@@ -1,0 +1,147 @@
+"""When to commit, and what a commit holds. Pure: time comes in as an argument, nothing is read or written.
+
+A small transaction costs about 9 ms whatever is in it, so commits are spaced by what the last one cost: an event that
+comes alone is committed at once, a flood is coalesced into few large units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from streams.model.marker import MARKER_KEY, Marker
+from streams.model.row import patch_seq
+
+Headers = Sequence[tuple[str, bytes]]
+ChangelogRecord = tuple[bytes, bytes | None, Headers]
+"""Key, value (None: the row was removed) and headers of one record of a changelog."""
+
+SEQ_HEADER = "seq"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOptions:
+    """How commits are spaced.
+
+    `caught_up_factor`, `behind_factor`: how many times the last commit's duration passes between its end and the next
+    one's start, when the log's end has been reached and when it has not. `behind_linger_s`: the least age of an
+    uncommitted event before a commit while behind. `age_s`: an uncommitted event never waits longer. `soft_bytes` of
+    uncommitted input are committed at once; at `hard_bytes` folding pauses. `heartbeat_s`: a marker of its own after
+    that much silence.
+    """
+
+    caught_up_factor: float = 1.0
+    behind_factor: float = 4.0
+    behind_linger_s: float = 0.1
+    age_s: float = 0.5
+    soft_bytes: int = 48 << 20
+    hard_bytes: int = 128 << 20
+    heartbeat_s: float = 0.5
+
+
+class Action(Enum):
+    """What the policy asks for."""
+
+    WAIT = "wait"
+    COMMIT = "commit"
+    HEARTBEAT = "heartbeat"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An action, and for WAIT the time in seconds at which to ask again (None: when something happens)."""
+
+    action: Action
+    at_s: float | None = None
+
+
+class CommitPolicy:
+    """Decides when one partition commits. All times are seconds of one monotonic clock.
+
+    Call `folded` after each run, `started` and `finished` around each commit; ask `decide` whenever something changed.
+    """
+
+    def __init__(self, options: CommitOptions, now_s: float) -> None:
+        self.options = options
+        self.caught_up = False
+        self.in_flight = False
+        self.last_duration_s = 0.0
+        self._started_s = now_s
+        self._ended_s = now_s
+        self._oldest_s: float | None = None
+        self._open_bytes = 0
+        self._flight_bytes = 0
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Input bytes folded but not known to be committed, those of a commit in flight included."""
+        return self._open_bytes + self._flight_bytes
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something was folded since the last commit began."""
+        return self._oldest_s is not None
+
+    @property
+    def may_fold(self) -> bool:
+        """False while so much is uncommitted that folding must pause."""
+        return self.uncommitted_bytes < self.options.hard_bytes
+
+    def folded(self, now_s: float, size_bytes: int, *, caught_up: bool) -> None:
+        """A run of `size_bytes` was folded; `caught_up` says whether it reached the log's end."""
+        self.caught_up = caught_up
+        self._open_bytes += size_bytes
+        if self._oldest_s is None:
+            self._oldest_s = now_s
+
+    def started(self, now_s: float) -> None:
+        """A commit of everything folded so far begins."""
+        self.in_flight = True
+        self._started_s = now_s
+        self._oldest_s = None
+        self._flight_bytes, self._open_bytes = self._open_bytes, 0
+
+    def finished(self, now_s: float) -> None:
+        """The commit in flight is in the changelog and in the store."""
+        self.in_flight = False
+        self._ended_s = now_s
+        self.last_duration_s = now_s - self._started_s
+        self._flight_bytes = 0
+
+    def decide(self, now_s: float) -> Decision:
+        """What to do now."""
+        if self.in_flight:
+            return Decision(Action.WAIT)
+        if self._oldest_s is None:
+            return self._at(self._ended_s + self.options.heartbeat_s, now_s, Action.HEARTBEAT)
+        if self._open_bytes >= self.options.soft_bytes:
+            return Decision(Action.COMMIT)
+        return self._at(self._due_s(self._oldest_s), now_s, Action.COMMIT)
+
+    def _due_s(self, oldest_s: float) -> float:
+        options = self.options
+        if self.caught_up:
+            due = self._ended_s + options.caught_up_factor * self.last_duration_s
+        else:
+            due = self._ended_s + options.behind_factor * self.last_duration_s
+            due = max(due, oldest_s + options.behind_linger_s)
+        return min(due, oldest_s + options.age_s)
+
+    @staticmethod
+    def _at(due_s: float, now_s: float, action: Action) -> Decision:
+        return Decision(action) if now_s >= due_s else Decision(Action.WAIT, due_s)
+
+
+def unit_records(rows: Iterable[tuple[bytes, bytes | None]], marker: Marker) -> tuple[
+    list[tuple[bytes, bytes | None]], list[ChangelogRecord]
+]:
+    """The rows with `marker.seq` patched in, and the changelog records of the unit: rows first, the marker last."""
+    seq = marker.seq
+    seq_bytes = seq.to_bytes(8, "little")
+    removed: Headers = ((SEQ_HEADER, seq_bytes),)
+    nothing: Headers = ()
+    stamped = [(key, None if row is None else patch_seq(row, seq)) for key, row in rows]
+    records: list[ChangelogRecord] = [(key, row, removed if row is None else nothing) for key, row in stamped]
+    records.append((MARKER_KEY, marker.encode(), nothing))
+    return stamped, records

@@ -1,0 +1,29 @@
+"""Dead letters: events that no table takes, kept with the reason on a topic of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streams.processing.ports import Output, Rejected
+
+REASON_BYTES_MAX = 500
+
+
+def dead_letter(topic: str, source: tuple[str, int], rejected: Rejected, udf_hash: str, now_ms: int) -> Output:
+    """The record for `rejected`, read from `source` (topic, partition).
+
+    Key, value and headers as they came; added headers say why (`dead_letter_reason`), from where, which UDF and when.
+    """
+    added = (
+        ("dead_letter_reason", rejected.reason.encode()[:REASON_BYTES_MAX]),
+        ("dead_letter_topic", source[0].encode()),
+        ("dead_letter_partition", str(source[1]).encode()),
+        ("dead_letter_offset", str(rejected.offset).encode()),
+        ("dead_letter_udf", udf_hash.encode()),
+        ("dead_letter_time_ms", str(now_ms).encode()),
+    )
+    return Output(topic, 0, rejected.key, rejected.value, (*_as_they_came(rejected.headers), *added))
+
+
+def _as_they_came(headers: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return [(name, value) for name, value in headers if not name.startswith("dead_letter_")]

@@ -1,0 +1,421 @@
+"""One partition of one table: take over, fold, commit. The rules of the commit live here (see README.md).
+
+A task serves one ownership: from fencing the predecessor to the first doubt about what is committed. After an error it
+is dropped as a whole and a new task takes over from the changelog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from streams.model.errors import StreamsError
+from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
+from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
+from streams.processing.dead_letter import dead_letter
+from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StorePort, TaskPorts
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class PositionError(StreamsError):
+    """The marker does not fit the input's log. Needs a human: resetting silently would lose or repeat events."""
+
+    status = 500
+    title = "position error"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdentity:
+    """What the task works on. `udf_hash`: SHA-256 of the module, hex. `owner`: this process, for claims and markers."""
+
+    table: str
+    partition: int
+    input_topic: str
+    dead_letter_topic: str
+    udf_hash: str
+    owner: str
+
+    @property
+    def input_key(self) -> str:
+        """The input's name in markers and tokens."""
+        return f"{self.input_topic}/{self.partition}"
+
+    def __str__(self) -> str:
+        """Short form for logs."""
+        return f"{self.table}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """`pause_bytes`: fetched but unfolded input at which the consumer is paused; it resumes at half of that.
+    `schema_wait_s`: how long an unknown schema id may take to arrive before its events become dead letters.
+    `seek_again_s`: after seeking back over a gap, how long to wait for the right run before seeking again.
+    `schema_forget_s`: after waiting in vain for a schema id, how long it is not waited for again.
+    """
+
+    commit: CommitOptions = field(default_factory=CommitOptions)
+    pause_bytes: int = 64 << 20
+    schema_wait_s: float = 5.0
+    seek_again_s: float = 1.0
+    schema_forget_s: float = 60.0
+
+
+class TaskState(Enum):
+    """Where a task stands; shown in metrics."""
+
+    NEW = "new"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class TaskStats:
+    """Counters since the task began. Durations are sums in seconds."""
+
+    events: int = 0
+    runs: int = 0
+    commits: int = 0
+    heartbeats: int = 0
+    rows: int = 0
+    dead_letters: int = 0
+    seeks_back: int = 0
+    decode_s: float = 0.0
+    fold_s: float = 0.0
+    take_s: float = 0.0
+    commit_s: float = 0.0
+    apply_s: float = 0.0
+    restore_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What one commit carries."""
+
+    rows: Rows
+    records: Sequence[ChangelogRecord]
+    outputs: Sequence[Output]
+    marker: Marker
+
+
+class PartitionTask:
+    """Folds one input partition into one table partition.
+
+    `take_over`, then `run` until `close`; `offer` gives it runs. Events are counted exactly once in the changelog and
+    the store, whatever dies when. `run` raises what ended the ownership: `Fenced`, `UnknownOutcome`, or a store's or
+    broker's error; the caller drops the task then.
+    """
+
+    def __init__(self, identity: TaskIdentity, ports: TaskPorts, options: TaskOptions) -> None:
+        self.identity = identity
+        self.options = options
+        self.state = TaskState.NEW
+        self.stats = TaskStats()
+        self.position = -1
+        self.committed_position = -1
+        self.input_end = -1
+        self._ports = ports
+        self._policy = CommitPolicy(options.commit, ports.now_s())
+        self._store: StorePort | None = None
+        self._topic_id = ""
+        self._seq = 0
+        self._time_ms = 0
+        self._inbox: deque[RunPort] = deque()
+        self._inbox_bytes = 0
+        self._paused = False
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._outputs: list[Output] = []
+        self._in_flight: dict[bytes, bytes | None] = {}
+        self._commit: asyncio.Task[None] | None = None
+        self._sought_s = -1e9
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._unknown_until_s: dict[int, float] = {}
+
+    @property
+    def lag(self) -> int:
+        """Offsets between what is committed and the input's end as last seen; 0 when unknown."""
+        return max(0, self.input_end - self.committed_position) if self.committed_position >= 0 else 0
+
+    @property
+    def policy(self) -> CommitPolicy:
+        """When this task commits."""
+        return self._policy
+
+    async def take_over(self) -> int:
+        """Become the owner: fence, claim, restore, find the position and seek there. Returns the position.
+
+        PositionError when the marker does not fit the input's log.
+        """
+        self.state = TaskState.RESTORING
+        ports, began_s = self._ports, self._ports.now_s()
+        await ports.writer.start()
+        claim = Claim(self.identity.owner, ports.wall_ms())
+        await ports.writer.commit([(CLAIM_KEY, claim.encode(), ())], [])
+        self._store = await ports.changelog.restore()
+        marker = await self._blocking(self._store.marker)
+        self.stats.restore_s = ports.now_s() - began_s
+        self.position = self.committed_position = await self._start_position(marker)
+        if marker is not None:
+            self._seq, self._time_ms = marker.seq, marker.time_ms
+        await ports.input.seek(self.position)
+        ports.input.resume()
+        self._policy = CommitPolicy(self.options.commit, ports.now_s())
+        self.state = TaskState.RUNNING
+        log.info(
+            "%s: took over at %s next=%d seq=%d after %.2f s",
+            self.identity,
+            self.identity.input_key,
+            self.position,
+            self._seq,
+            self.stats.restore_s,
+        )
+        return self.position
+
+    async def _start_position(self, marker: Marker | None) -> int:
+        bounds = await self._ports.input.bounds()
+        self._topic_id, self.input_end = bounds.topic_id, bounds.end
+        at = marker.inputs.get(self.identity.input_key) if marker is not None else None
+        if at is None:
+            return bounds.start
+        where = f"{self.identity}: the table has {self.identity.input_key} up to {at.next}"
+        fix = "restore the topic, or remove the table's changelog and local state to build it anew"
+        if at.topic_id != bounds.topic_id:
+            raise PositionError(f"{where} of topic id {at.topic_id}, but its id is {bounds.topic_id} now", fix=fix)
+        if not bounds.start <= at.next <= bounds.end:
+            raise PositionError(f"{where}, but its log covers {bounds.start} to {bounds.end}", fix=fix)
+        return at.next
+
+    def offer(self, run: RunPort) -> None:
+        """Hand over a fetched run; never blocks. Runs that are not wanted are ignored (they will be fetched again)."""
+        if self.state is not TaskState.RUNNING or self._closing:
+            return
+        self._inbox.append(run)
+        self._inbox_bytes += run.size_bytes
+        self.input_end = max(self.input_end, run.high_watermark)
+        if self._inbox_bytes >= self.options.pause_bytes and not self._paused:
+            self._paused = True
+            self._ports.input.pause()
+        self._wake.set()
+
+    def observe_end(self, asked_at_ms: int, end: int) -> None:
+        """The input's end offset was `end` at or after `asked_at_ms` (wall clock, before asking)."""
+        self.input_end = max(self.input_end, end)
+        if self.state is TaskState.RUNNING and end <= self.position:
+            self._time_ms = max(self._time_ms, asked_at_ms)
+
+    async def run(self) -> None:
+        """Fold and commit until closed; raises what ended the ownership."""
+        while not self._closing:
+            self._wake.clear()
+            self._check_commit()
+            if self._inbox and self._policy.may_fold:
+                await self._fold_next()
+            decision = self._policy.decide(self._ports.now_s())
+            if decision.action is not Action.WAIT:
+                await self._begin_commit(decision.action)
+            elif not (self._inbox and self._policy.may_fold):
+                await self._sleep_until(decision.at_s)
+        await self._finish()
+
+    async def _sleep_until(self, at_s: float | None) -> None:
+        timeout = None if at_s is None else max(0.0, at_s - self._ports.now_s())
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _fold_next(self) -> None:
+        run = self._inbox.popleft()
+        self._inbox_bytes -= run.size_bytes
+        if self._paused and self._inbox_bytes <= self.options.pause_bytes // 2:
+            self._paused = False
+            self._ports.input.resume()
+        if run.next <= self.position:
+            return
+        if run.base > self.position:
+            await self._seek_back(run)
+            return
+        decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=True))
+        if rejected is None:
+            await self._wait_for_schemas(decoded.unknown_schemas)
+            decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=False))
+        self._reject([*decoded.rejected, *(rejected or ())])
+        self.stats.events += decoded.events
+        self.stats.runs += 1
+        self.position = run.next
+        self._time_ms = max(self._time_ms, decoded.last_append_ms)
+        self._policy.folded(self._ports.now_s(), run.size_bytes, caught_up=run.next >= self.input_end)
+
+    def _decode_and_fold(self, run: RunPort, *, wait_for_schemas: bool) -> tuple[Decoded, Sequence[Rejected] | None]:
+        """The run's events and what the UDF refused; None: not folded, there are schema ids worth waiting for."""
+        ports, began_s = self._ports, self._ports.now_s()
+        decoded = ports.decoder.decode(run, self.position)
+        decoded_s = ports.now_s()
+        self.stats.decode_s += decoded_s - began_s
+        if wait_for_schemas and any(self._worth_waiting(schema) for schema in decoded.unknown_schemas):
+            return decoded, None
+        if not decoded.events:
+            return decoded, ()
+        rejected = ports.fold.fold(decoded, self._load_rows)
+        self.stats.fold_s += ports.now_s() - decoded_s
+        return decoded, rejected
+
+    def _worth_waiting(self, schema_id: int) -> bool:
+        return self._unknown_until_s.get(schema_id, 0.0) <= self._ports.now_s()
+
+    async def _wait_for_schemas(self, schema_ids: frozenset[int]) -> None:
+        """A schema registered elsewhere may be mirrored after its first events: wait, once per id and while."""
+        log.info("%s: waiting for schemas %s", self.identity, sorted(schema_ids))
+        if not await self._ports.schemas.wait_for(schema_ids, self.options.schema_wait_s):
+            log.warning("%s: schemas %s stay unknown", self.identity, sorted(schema_ids))
+            until_s = self._ports.now_s() + self.options.schema_forget_s
+            self._unknown_until_s.update(dict.fromkeys(schema_ids, until_s))
+
+    async def _blocking(self, work: Callable[[], T]) -> T:
+        """`work` in the executor; `release` waits for it even when the caller was cancelled."""
+        if self._ports.blocking is None:
+            return work()
+        job = asyncio.get_running_loop().run_in_executor(self._ports.blocking, work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return await asyncio.shield(job)
+
+    def _load_rows(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Rows as of the last `take`: those of the commit in flight are not in the store yet."""
+        store, in_flight = self._store, self._in_flight
+        assert store is not None
+        if not in_flight:
+            return store.multi_get(keys)
+        missing = [key for key in keys if key not in in_flight]
+        stored = iter(store.multi_get(missing)) if missing else iter(())
+        return [in_flight[key] if key in in_flight else next(stored) for key in keys]
+
+    def _reject(self, rejected: Sequence[Rejected]) -> None:
+        if not rejected:
+            return
+        identity, now_ms = self.identity, self._ports.wall_ms()
+        source = (identity.input_topic, identity.partition)
+        for event in rejected:
+            self._outputs.append(dead_letter(identity.dead_letter_topic, source, event, identity.udf_hash, now_ms))
+        self.stats.dead_letters += len(rejected)
+        first = rejected[0]
+        log.warning(
+            "%s: %d dead letters, first: %s at %s offset %d",
+            identity,
+            len(rejected),
+            first.reason,
+            identity.input_key,
+            first.offset,
+        )
+
+    async def _seek_back(self, run: RunPort) -> None:
+        """A run begins after the position: what lies between must be fetched again, or be gone for good."""
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        now_s = self._ports.now_s()
+        if now_s - self._sought_s < self.options.seek_again_s:
+            return
+        bounds = await self._ports.input.bounds()
+        if self.position < bounds.start:
+            raise PositionError(
+                f"{self.identity}: events {self.position} to {bounds.start} of {self.identity.input_key} were deleted "
+                "before they were folded",
+                fix="give the events topic a longer retention; remove the table's changelog and state to go on without",
+            )
+        self._sought_s = now_s
+        self.stats.seeks_back += 1
+        log.info("%s: got %d..%d, seeking back to %d", self.identity, run.base, run.next, self.position)
+        await self._ports.input.seek(self.position)
+        if self._paused:
+            self._paused = False
+            self._ports.input.resume()
+
+    def _check_commit(self) -> None:
+        if self._commit is not None and self._commit.done():
+            done, self._commit = self._commit, None
+            done.result()
+            self._ports.fold.committed()
+
+    async def _begin_commit(self, action: Action) -> None:
+        """Take what changed and commit it in the background, so that folding goes on."""
+        unit = await self._blocking(lambda: self._take_unit(action))
+        if action is Action.HEARTBEAT:
+            self.stats.heartbeats += 1
+        self._outputs = []
+        self._in_flight = dict(unit.rows)
+        self._policy.started(self._ports.now_s())
+        self._commit = asyncio.create_task(self._commit_unit(unit))
+        self._commit.add_done_callback(lambda _: self._wake.set())
+
+    def _take_unit(self, action: Action) -> _Unit:
+        began_s = self._ports.now_s()
+        rows = self._ports.fold.take() if action is Action.COMMIT else []
+        self._seq += 1
+        marker = Marker(
+            action.value,
+            self._seq,
+            self._time_ms,
+            {self.identity.input_key: InputPosition(self.position, self._topic_id)},
+            self.identity.udf_hash,
+            self.identity.owner,
+        )
+        stamped, records = unit_records(rows, marker)
+        self.stats.take_s += self._ports.now_s() - began_s
+        return _Unit(stamped, records, self._outputs, marker)
+
+    async def _commit_unit(self, unit: _Unit) -> None:
+        """Changelog first; once that is acknowledged, the store in one batch."""
+        ports, store = self._ports, self._store
+        assert store is not None
+        began_s = ports.now_s()
+        offset = await ports.writer.commit(unit.records, unit.outputs)
+        acked_s = ports.now_s()
+        await self._blocking(lambda: store.apply(unit.rows, unit.marker, offset))
+        now_s = ports.now_s()
+        self.stats.commit_s += acked_s - began_s
+        self.stats.apply_s += now_s - acked_s
+        self.stats.commits += 1
+        self.stats.rows += len(unit.rows)
+        self._in_flight = {}
+        self.committed_position = unit.marker.inputs[self.identity.input_key].next
+        self._policy.finished(now_s)
+
+    async def _finish(self) -> None:
+        """Commit what is folded, the commit in flight first."""
+        if self._commit is not None:
+            await asyncio.shield(self._commit)
+            self._check_commit()
+        if self._policy.has_work:
+            await self._begin_commit(Action.COMMIT)
+            assert self._commit is not None
+            await asyncio.shield(self._commit)
+            self._check_commit()
+
+    def request_close(self) -> None:
+        """Make `run` commit what is folded and return."""
+        self._closing = True
+        self._wake.set()
+
+    async def release(self) -> None:
+        """Give up everything that is held, whatever state the task is in. Uncommitted folds are dropped."""
+        self.state = TaskState.CLOSED
+        self._closing = True
+        self._inbox.clear()
+        if self._commit is not None:
+            self._commit.cancel()
+            await asyncio.gather(self._commit, return_exceptions=True)
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self._ports.writer.close()
+        store, self._store = self._store, None
+        if store is not None:
+            await self._blocking(store.close)
+        await self._blocking(self._ports.fold.close)

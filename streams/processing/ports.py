@@ -1,0 +1,145 @@
+"""What a partition's task needs from the rooms below, as small protocols: unit tests drive it with fakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+from streams.model.clock import wall_ms
+from streams.model.marker import Marker
+from streams.processing.commit import ChangelogRecord, Headers
+
+Rows = Sequence[tuple[bytes, bytes | None]]
+"""Rows by key; None: the row is removed."""
+
+LoadRows = Callable[[Sequence[bytes]], Sequence[bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An event that no table takes: where it stands in the log, why, and its bytes as they came."""
+
+    offset: int
+    reason: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A record for another topic, written in the same transaction as the unit it comes from."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A run's events, ready to fold. `last_append_ms`: append time of its last event (0: none, not even a bad one)."""
+
+    batch: object
+    events: int
+    rejected: Sequence[Rejected]
+    unknown_schemas: frozenset[int]
+    last_append_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputBounds:
+    """The input's topic id and the offsets between which its log stands."""
+
+    topic_id: str
+    start: int
+    end: int
+
+
+class RunPort(Protocol):
+    """A fetched run of records: covers the offsets [base, next)."""
+
+    @property
+    def base(self) -> int: ...
+    @property
+    def next(self) -> int: ...
+    @property
+    def high_watermark(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+class DecoderPort(Protocol):
+    """Turns runs into batches. Blocking."""
+
+    def decode(self, run: RunPort, from_offset: int) -> Decoded: ...
+
+
+class FoldPort(Protocol):
+    """The UDF's instance for one partition. Blocking, one call at a time, any thread."""
+
+    def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]: ...
+    def take(self) -> Rows: ...
+    def committed(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class WriterPort(Protocol):
+    """The fenced writer of one changelog partition. Raises Fenced or UnknownOutcome."""
+
+    async def start(self) -> None: ...
+    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int: ...
+    async def close(self) -> None: ...
+
+
+class StorePort(Protocol):
+    """The partition's RocksDB. Blocking; `apply` is one WriteBatch."""
+
+    def marker(self) -> Marker | None: ...
+    def multi_get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
+    def apply(self, rows: Rows, marker: Marker, changelog_offset: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class ChangelogPort(Protocol):
+    """Opens the partition's store and brings it to the changelog's end."""
+
+    async def restore(self) -> StorePort:
+        """The store, equal to the changelog up to the end offset read when called."""
+        ...
+
+
+class InputPort(Protocol):
+    """The input partition, as the consumer of this process sees it."""
+
+    async def bounds(self) -> InputBounds: ...
+    async def seek(self, offset: int) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class SchemasPort(Protocol):
+    """The definitions' schemas."""
+
+    async def wait_for(self, schema_ids: frozenset[int], timeout_s: float) -> bool:
+        """True when all ids have become known within the time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPorts:
+    """Everything a partition's task works with. `blocking` runs folds and store writes off the event loop."""
+
+    writer: WriterPort
+    changelog: ChangelogPort
+    input: InputPort
+    decoder: DecoderPort
+    fold: FoldPort
+    schemas: SchemasPort
+    blocking: Executor | None = None
+    now_s: Callable[[], float] = time.monotonic
+    wall_ms: Callable[[], int] = wall_ms

@@ -1,0 +1,90 @@
+"""The commit policy and the unit's records: pure, driven with made-up times."""
+
+from __future__ import annotations
+
+from streams.model.marker import MARKER_KEY, InputPosition, Marker
+from streams.model.row import MergeType, Row, decode_row, encode_row
+from streams.processing.commit import Action, CommitOptions, CommitPolicy, unit_records
+
+OPTIONS = CommitOptions(
+    caught_up_factor=1.0, behind_factor=4.0, behind_linger_s=0.1, age_s=1.0, soft_bytes=1000, hard_bytes=3000,
+    heartbeat_s=0.5,
+)
+
+
+def committed(policy: CommitPolicy, start_s: float, took_s: float) -> float:
+    policy.started(start_s)
+    policy.finished(start_s + took_s)
+    return start_s + took_s
+
+
+def test_a_lone_event_is_committed_at_once() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    end = committed(policy, 0.0, 0.009)
+    policy.folded(end + 0.2, 10, caught_up=True)
+    assert policy.decide(end + 0.2).action is Action.COMMIT
+
+
+def test_back_to_back_commits_leave_room_when_caught_up() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    end = committed(policy, 0.0, 0.010)
+    policy.folded(end + 0.001, 10, caught_up=True)
+    decision = policy.decide(end + 0.001)
+    assert decision.action is Action.WAIT
+    assert decision.at_s is not None and abs(decision.at_s - (end + 0.010)) < 1e-9
+    assert policy.decide(decision.at_s).action is Action.COMMIT
+
+
+def test_behind_commits_are_rare_but_bounded_by_age() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    end = committed(policy, 0.0, 0.050)
+    policy.folded(end, 10, caught_up=False)
+    assert policy.decide(end + 0.19).action is Action.WAIT
+    assert policy.decide(end + 0.21).action is Action.COMMIT
+    end = committed(policy, 1.0, 5.0)
+    policy.folded(end, 10, caught_up=False)
+    assert policy.decide(end + 0.99).action is Action.WAIT
+    assert policy.decide(end + 1.0).action is Action.COMMIT
+
+
+def test_bytes_force_a_commit_and_then_hold_folding_back() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    end = committed(policy, 0.0, 0.5)
+    policy.folded(end, 1000, caught_up=False)
+    assert policy.decide(end).action is Action.COMMIT
+    policy.started(end)
+    policy.folded(end + 0.01, 1999, caught_up=False)
+    assert policy.decide(end + 10).action is Action.WAIT, "one commit in flight at a time"
+    assert policy.may_fold
+    policy.folded(end + 0.02, 1, caught_up=False)
+    assert not policy.may_fold
+    policy.finished(end + 0.03)
+    assert policy.may_fold and policy.uncommitted_bytes == 2000
+
+
+def test_silence_makes_heartbeats() -> None:
+    policy = CommitPolicy(OPTIONS, 10.0)
+    first = policy.decide(10.0)
+    assert (first.action, first.at_s) == (Action.WAIT, 10.5)
+    assert policy.decide(10.5).action is Action.HEARTBEAT
+
+
+def test_what_is_folded_during_a_commit_belongs_to_the_next() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    policy.folded(1.0, 10, caught_up=True)
+    policy.started(1.0)
+    assert not policy.has_work
+    policy.folded(1.001, 10, caught_up=True)
+    policy.finished(1.010)
+    assert policy.has_work
+
+
+def test_unit_ends_in_its_marker_and_rows_carry_its_seq() -> None:
+    row = encode_row(Row(MergeType.LWW, 0, 0, 5, ()))
+    marker = Marker("commit", 7, 1, {"events.kv/0": InputPosition(3, "id")}, "hash", "me")
+    stamped, records = unit_records([(b"kv:a", row), (b"kv:b", None)], marker)
+    assert decode_row(stamped[0][1] or b"").seq == 7
+    assert records[-1][0] == MARKER_KEY
+    assert records[-1][1] is not None and Marker.decode(records[-1][1]) == marker
+    assert records[1] == (b"kv:b", None, (("seq", (7).to_bytes(8, "little")),))
+    assert [key for key, _, _ in records] == [b"kv:a", b"kv:b", MARKER_KEY]

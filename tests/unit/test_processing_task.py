@@ -1,0 +1,284 @@
+"""PartitionTask and PartitionRunner on fakes: taking over, runs, dead letters, and exactness under failures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from streams.kafka.errors import Fenced, UnknownOutcome
+from streams.model.marker import CLAIM_KEY, InputPosition, Marker
+from streams.processing.commit import CommitOptions
+from streams.processing.partition_runner import PartitionRunner, RunnerOptions
+from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
+from streams.processing.ports import TaskPorts
+from tests.support.processing_fakes import (
+    BAD,
+    FakeBroker,
+    FakeChangelog,
+    FakeDecoder,
+    FakeFold,
+    FakeInput,
+    FakeSchemas,
+    FakeStore,
+    FakeWriter,
+    changelog_state,
+    markers,
+    random_trouble,
+)
+
+IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123", "me")
+QUICK = TaskOptions(
+    commit=CommitOptions(behind_linger_s=0.0, heartbeat_s=0.02), seek_again_s=0.01, schema_wait_s=0.01, pause_bytes=1000
+)
+
+
+class World:
+    """A broker, a local directory, and the tasks made over them."""
+
+    def __init__(self, trouble: Callable[[str], None] = lambda _: None, schema_arrives: bool = False) -> None:
+        self.broker = FakeBroker()
+        self.local = FakeStore()
+        self.trouble = trouble
+        self.input = FakeInput(self.broker)
+        self.decoder = FakeDecoder(self.broker)
+        self.schemas = FakeSchemas(self.decoder, schema_arrives)
+
+    def task(self, local: FakeStore | None = None) -> PartitionTask:
+        ports = TaskPorts(
+            FakeWriter(self.broker, self.trouble),
+            FakeChangelog(self.broker, local or self.local),
+            self.input,
+            self.decoder,
+            FakeFold(),
+            self.schemas,
+        )
+        return PartitionTask(IDENTITY, ports, QUICK)
+
+    def expected(self) -> dict[str, int]:
+        totals: Counter[str] = Counter()
+        for key, amount in self.broker.events:
+            if key != BAD and not key.startswith("new"):
+                totals[key] += amount
+        return dict(totals)
+
+
+async def until(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not check():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def serve(world: World, task: PartitionTask) -> asyncio.Task[None]:
+    await task.take_over()
+    return asyncio.create_task(task.run())
+
+
+async def test_take_over_order_claim_then_heartbeat_with_the_position() -> None:
+    world = World()
+    task = world.task()
+    running = await serve(world, task)
+    assert world.broker.units[0][0][0] == CLAIM_KEY
+    assert task.state is TaskState.RUNNING and world.input.position == 0
+    await until(lambda: len(markers(world.broker)) >= 2)
+    assert markers(world.broker)[0] == Marker(
+        "heartbeat", 1, 0, {"events.score/0": InputPosition(0, "id-1")}, "abc123", "me"
+    )
+    task.request_close()
+    await running
+    await task.release()
+    assert task.state is TaskState.CLOSED and world.local.closed
+
+
+async def test_overlaps_are_sliced_and_gaps_sought_back() -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 10
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 4))
+    task.offer(world.broker.run(2, 6))
+    task.offer(world.broker.run(0, 5))
+    await until(lambda: task.committed_position == 6)
+    task.offer(world.broker.run(8, 10))
+    await until(lambda: task.stats.seeks_back == 1)
+    assert world.input.position == 6
+    task.offer(world.broker.run(6, 10))
+    await until(lambda: task.committed_position == 10)
+    assert changelog_state(world.broker) == {"a": 10}
+    task.request_close()
+    await running
+
+
+async def test_bad_events_become_dead_letters_in_the_same_unit() -> None:
+    world = World()
+    world.broker.events = [("a", 1), (BAD, 0), ("b", 2)]
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 3))
+    await until(lambda: task.committed_position == 3)
+    (letter,) = world.broker.outputs
+    headers = dict(letter.headers)
+    assert (letter.topic, letter.partition, letter.key, letter.value) == ("dead-letter.score", 0, b"bad", b"?")
+    assert headers["dead_letter_reason"] == b"wrong magic"
+    assert headers["dead_letter_topic"] == b"events.score"
+    assert headers["dead_letter_offset"] == b"1"
+    assert headers["dead_letter_udf"] == b"abc123"
+    assert headers["h"] == b"1"
+    assert changelog_state(world.broker) == {"a": 1, "b": 2}
+    task.request_close()
+    await running
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_an_unknown_schema_is_waited_for_once(arrives: bool) -> None:
+    world = World(schema_arrives=arrives)
+    world.broker.events = [("new", 1), ("a", 1), ("new", 1)]
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 2))
+    task.offer(world.broker.run(2, 3))
+    await until(lambda: task.committed_position == 3)
+    assert world.schemas.waits == 1
+    assert len(world.broker.outputs) == (0 if arrives else 2)
+    assert changelog_state(world.broker) == ({"a": 1, "new": 2} if arrives else {"a": 1})
+    task.request_close()
+    await running
+
+
+@pytest.mark.parametrize(("topic_id", "start", "events"), [("other", 0, 10), ("id-1", 8, 10), ("id-1", 0, 3)])
+async def test_a_marker_off_its_log_is_an_error_never_a_reset(topic_id: str, start: int, events: int) -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 10
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 5))
+    await until(lambda: task.committed_position == 5)
+    task.request_close()
+    await running
+    world.broker.topic_id, world.broker.log_start = topic_id, start
+    world.broker.events = world.broker.events[:events]
+    with pytest.raises(PositionError):
+        await world.task().take_over()
+
+
+async def test_without_a_marker_the_log_is_read_from_its_start() -> None:
+    world = World()
+    world.broker.events, world.broker.log_start = [("a", 1)] * 10, 4
+    assert await world.task().take_over() == 4
+
+
+async def test_a_zombie_is_fenced_and_the_new_owner_goes_on() -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 6
+    zombie = world.task()
+    running = await serve(world, zombie)
+    zombie.offer(world.broker.run(0, 2))
+    await until(lambda: zombie.committed_position == 2)
+    owner = world.task(FakeStore())
+    serving = await serve(world, owner)
+    zombie.offer(world.broker.run(2, 6))
+    with pytest.raises(Fenced):
+        await running
+    owner.offer(world.broker.run(2, 6))
+    await until(lambda: owner.committed_position == 6)
+    assert changelog_state(world.broker) == {"a": 6}
+    owner.request_close()
+    await serving
+
+
+async def test_backpressure_pauses_and_resumes_the_input() -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 100
+    task = world.task()
+    await task.take_over()
+    for at in range(0, 100, 5):
+        task.offer(world.broker.run(at, at + 5))
+    assert world.input.paused
+    running = asyncio.create_task(task.run())
+    await until(lambda: task.committed_position == 100)
+    assert not world.input.paused and world.input.pauses == 1
+    task.request_close()
+    await running
+
+
+async def test_time_of_a_marker_follows_events_and_the_probe() -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 4
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 2))
+    await until(lambda: task.committed_position == 2)
+    assert markers(world.broker)[-1].time_ms == 1_002
+    task.observe_end(50_000, 4)
+    assert all(marker.time_ms < 50_000 for marker in markers(world.broker))
+    task.offer(world.broker.run(2, 4))
+    await until(lambda: task.committed_position == 4)
+    task.observe_end(60_000, 4)
+    await until(lambda: markers(world.broker)[-1].time_ms == 60_000)
+    task.request_close()
+    await running
+
+
+async def test_runner_starts_again_after_an_unknown_outcome_and_stays_exact() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    world = World(random_trouble(rng, 0.2))
+    world.broker.events = [(rng.choice("abcdef"), rng.randrange(10)) for _ in range(600)]
+
+    async def make() -> PartitionTask:
+        return world.task(FakeStore() if rng.random() < 0.3 else None)
+
+    runner = PartitionRunner("score/0", make, RunnerOptions(0.001, 0.01, 0.001, 0.001))
+    runner.start()
+    async with asyncio.timeout(20):
+        while runner.task is None or runner.task.committed_position < 600:
+            at = max(0, world.input.position - rng.randrange(3))
+            end = min(600, at + rng.randrange(1, 40))
+            runner.offer(world.broker.run(at, max(at + 1, end)))
+            world.input.position = max(world.input.position, end)
+            await asyncio.sleep(0.001)
+            if rng.random() < 0.05:
+                runner.restart()
+    await runner.close(5.0)
+    assert changelog_state(world.broker) == world.expected()
+    seqs = [marker.seq for marker in markers(world.broker)]
+    assert seqs == sorted(set(seqs)), "one seq per unit, growing"
+    print(f"failures {runner.failures}")
+
+
+async def test_close_commits_what_is_folded() -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 10
+
+    async def make() -> PartitionTask:
+        return world.task()
+
+    runner = PartitionRunner("score/0", make, RunnerOptions())
+    runner.start()
+    await until(lambda: runner.state == "running")
+    runner.offer(world.broker.run(0, 10))
+    task = runner.task
+    assert task is not None
+    await until(lambda: task.position == 10)
+    await runner.close(5.0)
+    assert changelog_state(world.broker) == {"a": 10}
+
+
+async def test_close_drops_at_the_deadline() -> None:
+    def hang(_: str) -> None:
+        raise UnknownOutcome("never")
+
+    world = World(hang)
+
+    async def make() -> PartitionTask:
+        return world.task()
+
+    runner = PartitionRunner("score/0", make, RunnerOptions())
+    runner.start()
+    await until(lambda: runner.failures > 0)
+    async with asyncio.timeout(2):
+        await runner.close(0.05)
