@@ -1,0 +1,196 @@
+"""Reads changelogs as units: rows are held back until the marker that commits them has been read."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+
+from aiokafka.record.default_records import DefaultRecordBatch
+
+from streams.kafka.errors import ChangelogTooLarge, CorruptLog
+from streams.kafka.raw_fetch import FetchOptions, RawConsumer
+from streams.kafka.run import TP, Run
+from streams.model.errors import Timeout
+from streams.model.marker import CLAIM_KEY, MARKER_KEY, Claim, Marker
+
+#: (key, row bytes or None when the row was removed, sequence number of the unit that wrote it)
+Row = tuple[bytes, bytes | None, int]
+
+_SEQ = struct.Struct("<8xQ")
+_TOMBSTONE_SEQ = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a changelog says at one of its markers or claims.
+
+    With a `marker`: `rows` are all rows of its atomic unit. With a `claim`: a new owner; no rows. `next_offset` is
+    where reading may go on after this unit is applied without losing a row.
+    """
+
+    topic: str
+    partition: int
+    rows: list[Row]
+    marker: Marker | None
+    claim: Claim | None
+    next_offset: int
+
+    @property
+    def tp(self) -> TP:
+        """The changelog's partition."""
+        return TP(self.topic, self.partition)
+
+
+@dataclass(frozen=True)
+class ChangelogOptions:
+    """`buffer_bytes` bounds the rows of one partition that wait for their marker."""
+
+    buffer_bytes: int = 256 * 1024 * 1024
+    fetch: FetchOptions = FetchOptions(client_id="streams-changelog")  # noqa: RUF009 (frozen)
+
+
+class UnitBuilder:
+    """Turns the Runs of one partition into Units. Feed it every Run, in order."""
+
+    def __init__(self, tp: TP, buffer_bytes: int) -> None:
+        self._tp, self._limit = tp, buffer_bytes
+        self._rows: list[Row] = []
+        self._bytes = 0
+        self._first = -1
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows read whose marker has not been read."""
+        return len(self._rows)
+
+    def feed(self, run: Run) -> list[Unit]:
+        """The Units that this Run completes. Raises ChangelogTooLarge or CorruptLog."""
+        units: list[Unit] = []
+        for batch in run.batches:
+            for unit in self._batch(batch, run.base):
+                units.append(unit)
+            self._bytes += len(batch)
+            if not self._rows:
+                self._bytes = 0
+            elif self._bytes > self._limit:
+                raise ChangelogTooLarge(
+                    f"{self._tp.topic}/{self._tp.partition}: {self._bytes} bytes of rows from offset {self._first} "
+                    "have no marker yet",
+                    fix="raise buffer_bytes, or commit smaller units",
+                )
+        return units
+
+    def _batch(self, batch: bytes, base: int) -> Iterator[Unit]:
+        rows = self._rows
+        for record in DefaultRecordBatch(batch):
+            key, value = record.key, record.value
+            if record.offset < base:
+                continue
+            if key == MARKER_KEY or key == CLAIM_KEY or key is None:
+                yield self._unit(key, value, record.offset)
+                rows = self._rows
+                continue
+            if not rows:
+                self._first = record.offset
+            try:
+                seq = _SEQ.unpack_from(value)[0] if value is not None else _tombstone_seq(record.headers)
+            except (struct.error, KeyError) as error:
+                raise self._corrupt(record.offset, f"a row without a sequence number: {error}") from None
+            rows.append((key, value, seq))
+
+    def _unit(self, key: bytes | None, value: bytes | None, offset: int) -> Unit:
+        try:
+            if key == MARKER_KEY:
+                rows, self._rows = self._rows, []
+                return Unit(*self._tp, rows, Marker.decode(value or b""), None, offset + 1)
+            if key == CLAIM_KEY:
+                resume = self._first if self._rows else offset + 1
+                return Unit(*self._tp, [], None, Claim.decode(value or b""), resume)
+        except ValueError as error:
+            raise self._corrupt(offset, str(error)) from None
+        raise self._corrupt(offset, "a record without a key")
+
+    def _corrupt(self, offset: int, what: str) -> CorruptLog:
+        return CorruptLog(f"{self._tp.topic}/{self._tp.partition} offset {offset}: {what}")
+
+
+def _tombstone_seq(headers: list[tuple[str, bytes | None]]) -> int:
+    raw = dict(headers)["seq"]
+    if raw is None or len(raw) != 8:
+        raise KeyError("seq is not 8 bytes")
+    return int(_TOMBSTONE_SEQ.unpack(raw)[0])
+
+
+class ChangelogReader:
+    """Follows changelog partitions, read_committed, as Units. Not for concurrent use."""
+
+    def __init__(self, bootstrap_servers: str, options: ChangelogOptions = ChangelogOptions()) -> None:  # noqa: B008
+        self._options = options
+        self._consumer = RawConsumer(bootstrap_servers, options.fetch)
+        self._builders: dict[TP, UnitBuilder] = {}
+
+    async def start(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Connect and read these partitions from these offsets."""
+        await self._consumer.start()
+        self.assign(positions)
+
+    async def stop(self) -> None:
+        """Disconnect; idempotent."""
+        await self._consumer.stop()
+
+    def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Read exactly these partitions from now on; buffered rows are dropped."""
+        self._builders = {TP(*tp): UnitBuilder(TP(*tp), self._options.buffer_bytes) for tp in positions}
+        self._consumer.assign(positions)
+
+    def position(self, tp: tuple[str, int]) -> int:
+        """The next offset to be fetched: also passes control batches, so it reaches the committed end."""
+        return self._consumer.position(tp)
+
+    def pending_rows(self, tp: tuple[str, int]) -> int:
+        """Rows of a partition that wait for their marker."""
+        return self._builders[TP(*tp)].pending_rows
+
+    async def units(self, timeout_s: float, max_bytes: int | None = None) -> list[Unit]:
+        """The Units at hand, in order per partition; may be empty. Waits up to `timeout_s` for data.
+
+        Raises OffsetOutOfRange, ChangelogTooLarge, CorruptLog, Unavailable.
+        """
+        found: list[Unit] = []
+        for run in await self._consumer.get_runs(timeout_s, max_bytes):
+            found.extend(self._builders[run.tp].feed(run))
+        return found
+
+
+async def restore(
+    bootstrap_servers: str,
+    tp: tuple[str, int],
+    from_offset: int,
+    to_offset: int,
+    *,
+    options: ChangelogOptions = ChangelogOptions(),  # noqa: B008
+    timeout_s: float = 30.0,
+) -> AsyncIterator[list[Unit]]:
+    """Units of one partition from `from_offset` until the position has reached `to_offset`, in chunks.
+
+    Rows after the last marker are not given out (they belong to no committed unit). Timeout when nothing new comes
+    for `timeout_s` before the end is reached.
+    """
+    consumer = RawConsumer(bootstrap_servers, options.fetch)
+    builder = UnitBuilder(TP(*tp), options.buffer_bytes)
+    await consumer.start()
+    try:
+        consumer.assign({tp: from_offset})
+        position = from_offset
+        while position < to_offset:
+            runs = await consumer.get_runs(timeout_s, options.fetch.partition_bytes)
+            if not runs:
+                raise Timeout(f"restore of {tp[0]}/{tp[1]} stands at {position} of {to_offset} for {timeout_s} s")
+            for run in runs:
+                units = builder.feed(run)
+                position = run.next
+                if units:
+                    yield units
+    finally:
+        await consumer.stop()

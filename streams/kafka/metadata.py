@@ -1,0 +1,124 @@
+"""The Metadata request in the version that tells topic ids (aiokafka stops at version 5)."""
+
+from __future__ import annotations
+
+import uuid
+from io import BytesIO
+from typing import Any
+
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+
+class Uuid:
+    """Kafka's 16-byte UUID as a protocol type."""
+
+    @classmethod
+    def encode(cls, value: uuid.UUID) -> bytes:
+        """To the wire."""
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> uuid.UUID:
+        """From the wire."""
+        return uuid.UUID(bytes=data.read(16))
+
+    @classmethod
+    def repr(cls, value: uuid.UUID) -> str:
+        """For logs."""
+        return str(value)
+
+
+class _Tags(TaggedFields):  # type: ignore[misc]
+    pass
+
+
+def _array(*fields: tuple[str, Any]) -> Any:
+    array = CompactArray(Int32)
+    array.array_of = Schema(*fields)
+    return array
+
+
+class TopicIdsResponse(Response):  # type: ignore[misc]
+    """Metadata response, version 12."""
+
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            _array(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", _Tags),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            _array(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    _array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline", CompactArray(Int32)),
+                        ("tags", _Tags),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", _Tags),
+            ),
+        ),
+        ("tags", _Tags),
+    )
+
+
+class TopicIdsRequestStruct(RequestStruct):  # type: ignore[misc]
+    """Metadata request, version 12."""
+
+    FLEXIBLE_VERSION = True
+    API_KEY = 3
+    API_VERSION = 12
+    RESPONSE_TYPE = TopicIdsResponse
+    SCHEMA = Schema(
+        ("topics", _array(("topic_id", Uuid), ("name", CompactString("utf-8")), ("tags", _Tags))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", _Tags),
+    )
+
+
+class TopicIdsRequest(Request[TopicIdsRequestStruct]):  # type: ignore[misc]
+    """Ask for topics' ids and partitions; None for all topics."""
+
+    API_KEY = 3
+
+    def __init__(self, topics: list[str] | None) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: Any) -> Any:
+        """The request in the version the broker speaks."""
+        zero = uuid.UUID(int=0)
+        topics = None if self._topics is None else [(zero, name, {}) for name in self._topics]
+        return request_struct_class(topics, False, False, {})
