@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from streams.kafka.errors import Fenced
-from streams.processing.partition_task import PartitionTask, PositionError
+from streams.processing.partition_task import PartitionTask, PositionError, TaskStats
 from streams.processing.ports import RunPort
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class PartitionRunner:
         self.error = ""
         self.failures = 0
         self.fenced = 0
+        self._past = TaskStats()
         self._make_task = make_task
         self._options = options
         self._loop: asyncio.Task[None] | None = None
@@ -55,6 +56,11 @@ class PartitionRunner:
         if self.error:
             return "error"
         return self.task.state.value if self.task is not None else "new"
+
+    @property
+    def stats(self) -> TaskStats:
+        """Sums over all tasks of this runner."""
+        return self._past if self.task is None else self._past + self.task.stats
 
     def start(self) -> None:
         """Begin taking over."""
@@ -112,7 +118,7 @@ class PartitionRunner:
 
     async def _one_ownership(self) -> None:
         task = await self._make_task()
-        self.task = task
+        self._past, self.task = self.stats, task
         try:
             await task.take_over()
             self.error = ""

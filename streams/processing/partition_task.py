@@ -7,6 +7,7 @@ is dropped as a whole and a new task takes over from the changelog.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -93,6 +94,16 @@ class TaskStats:
     commit_s: float = 0.0
     apply_s: float = 0.0
     restore_s: float = 0.0
+
+    def __add__(self, other: TaskStats) -> TaskStats:
+        """Field by field."""
+        names = (each.name for each in dataclasses.fields(self))
+        return TaskStats(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def __sub__(self, other: TaskStats) -> TaskStats:
+        """What was counted since `other`."""
+        names = (each.name for each in dataclasses.fields(self))
+        return TaskStats(**{name: getattr(self, name) - getattr(other, name) for name in names})
 
 
 @dataclass(slots=True)

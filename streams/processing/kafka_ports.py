@@ -1,0 +1,69 @@
+"""The partition task's view of Kafka: its fenced writer and its input."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from streams.kafka.admin import Admin
+from streams.kafka.changelog_writer import TransactionalWriter
+from streams.kafka.run import TP
+from streams.processing.commit import ChangelogRecord
+from streams.processing.ports import InputBounds, Output
+
+
+@dataclass(frozen=True, slots=True)
+class ChangelogWriter:
+    """A `TransactionalWriter` bound to one changelog partition."""
+
+    writer: TransactionalWriter
+    tp: TP
+
+    async def start(self) -> None:
+        """Fence every older owner."""
+        await self.writer.start()
+
+    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int:
+        """One transaction: the changelog's records and the outputs. Returns the changelog offset after them."""
+        extra = [(out.topic, out.partition, [(out.key, out.value, out.headers)]) for out in outputs]
+        return await self.writer.commit(self.tp.topic, self.tp.partition, records, extra)
+
+    async def close(self) -> None:
+        """Nothing is held: an open transaction is ended by the next owner's `start`, or by its timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerControl:
+    """How the consumer of this process is steered, per partition."""
+
+    seek: Callable[[TP, int], Awaitable[None]]
+    pause: Callable[[TP], None]
+    resume: Callable[[TP], None]
+
+
+@dataclass(frozen=True, slots=True)
+class InputPartition:
+    """One input partition: bounds from the broker, position and flow in the consumer."""
+
+    admin: Admin
+    control: ConsumerControl
+    tp: TP
+
+    async def bounds(self) -> InputBounds:
+        """The topic's id, the log's start, and its end (all records, open transactions included)."""
+        topic_id = (await self.admin.topic_ids([self.tp.topic]))[self.tp.topic]
+        start = (await self.admin.start_offsets([self.tp]))[self.tp]
+        end = (await self.admin.end_offsets([self.tp], committed=False))[self.tp]
+        return InputBounds(str(topic_id), start, end)
+
+    async def seek(self, offset: int) -> None:
+        """Fetch from `offset` on."""
+        await self.control.seek(self.tp, offset)
+
+    def pause(self) -> None:
+        """Stop fetching."""
+        self.control.pause(self.tp)
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self.control.resume(self.tp)

@@ -1,0 +1,157 @@
+"""Bringing a partition's store to the end of its changelog, or building it anew when it is not of that log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from streams.kafka.admin import Admin
+from streams.kafka.changelog_reader import ChangelogOptions, Row, UnitBuilder
+from streams.kafka.raw_fetch import FetchOptions, RawConsumer
+from streams.kafka.run import TP, Run
+from streams.model.clock import wall_ms
+from streams.model.errors import Timeout
+from streams.state.errors import StoreCorrupt
+from streams.state.options import StoreOptions
+from streams.state.partition import TablePartition
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_TOPIC_ID = "topic_id"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """`stall_s`: a restore that gets nothing for so long fails. `local_age_max_s`: a local copy older than this is not
+    continued but built anew, because the changelog may have forgotten deletions since (below `delete.retention.ms`).
+    """
+
+    stall_s: float = 30.0
+    local_age_max_s: float = 20 * 3600.0
+    store: StoreOptions = field(default_factory=StoreOptions)
+    fetch: FetchOptions = field(
+        default_factory=lambda: FetchOptions(client_id="streams-restore", partition_bytes=8 << 20, max_wait_ms=100)
+    )
+
+
+class _EagerBuilder(UnitBuilder):
+    """Gives out rows before their marker, so that a compacted changelog (whose only marker is its last) fits memory.
+
+    Sound only for a restore: nothing is served before the end, and what is read committed has its marker before it.
+    """
+
+    def drain(self) -> list[Row]:
+        """The rows whose marker has not been read."""
+        rows, self._rows, self._bytes = self._rows, [], 0
+        return rows
+
+
+class ChangelogRestorer:
+    """Opens the store in `path` and restores one changelog partition into it (the task's ChangelogPort)."""
+
+    def __init__(
+        self, bootstrap_servers: str, admin: Admin, tp: TP, path: Path, options: RestoreOptions, blocking: Executor
+    ) -> None:
+        self._bootstrap, self._admin, self._tp, self._path = bootstrap_servers, admin, tp, path
+        self._options, self._blocking = options, blocking
+
+    async def restore(self) -> TablePartition:
+        """The store, equal to the changelog up to its end as of this call.
+
+        Timeout when the changelog does not answer, StoreLocked when another process has the directory.
+        """
+        end = (await self._admin.end_offsets([self._tp]))[self._tp]
+        start = (await self._admin.start_offsets([self._tp]))[self._tp]
+        topic_id = str((await self._admin.topic_ids([self._tp.topic]))[self._tp.topic])
+        store = await self._run(lambda: self._open(topic_id, start, end))
+        try:
+            await self._catch_up(store, start, end)
+        except BaseException:
+            await self._run(store.close)
+            raise
+        return store
+
+    def _open(self, topic_id: str, start: int, end: int) -> TablePartition:
+        try:
+            store = TablePartition(self._path, self._options.store)
+            reason = self._unusable(store, topic_id, start, end)
+            if not reason:
+                return store
+            store.close()
+        except StoreCorrupt as corrupt:
+            reason = str(corrupt)
+        log.warning("%s/%d: building the local copy anew: %s", self._tp.topic, self._tp.partition, reason)
+        TablePartition.wipe(self._path)
+        store = TablePartition(self._path, self._options.store)
+        store.set_meta(_TOPIC_ID, topic_id)
+        return store
+
+    def _unusable(self, store: TablePartition, topic_id: str, start: int, end: int) -> str:
+        """Why the copy cannot be continued; empty when it can."""
+        offset, marker, known = store.changelog_offset(), store.marker(), store.meta(_TOPIC_ID)
+        if offset is None:
+            if known != topic_id:
+                store.set_meta(_TOPIC_ID, topic_id)
+            return ""
+        if known != topic_id:
+            return f"it is of topic id {known}, not {topic_id}"
+        if not start <= offset <= end:
+            return f"it stands at {offset}, the changelog covers {start} to {end}"
+        age_s = (wall_ms() - marker.time_ms) / 1000 if marker is not None else 0.0
+        # A copy at the log's end has missed nothing, however old it is.
+        if end - offset > 2 and age_s > self._options.local_age_max_s:
+            return f"it is {age_s:.0f} s old, deletions since may be forgotten"
+        return ""
+
+    async def _catch_up(self, store: TablePartition, start: int, end: int) -> None:
+        offset = store.changelog_offset()
+        position = start if offset is None else offset
+        if position >= end and not store.restoring:
+            return
+        bulk = end - position > 10_000 or store.restoring
+        if bulk:
+            await self._run(store.begin_restore)
+        if position < end:
+            await self._read(store, position, end)
+        if bulk:
+            await self._run(store.end_restore)
+
+    async def _read(self, store: TablePartition, position: int, end: int) -> None:
+        builder = _EagerBuilder(self._tp, ChangelogOptions().buffer_bytes)
+        consumer = RawConsumer(self._bootstrap, self._options.fetch)
+        await consumer.start()
+        try:
+            consumer.assign({self._tp: position})
+            while position < end:
+                runs = await consumer.get_runs(self._options.stall_s, self._options.fetch.partition_bytes)
+                if not runs:
+                    raise Timeout(f"restore of {self._tp} stands at {position} of {end}")
+                for run in runs:
+                    await self._run(_Apply(store, builder, run))
+                    position = run.next
+        finally:
+            await consumer.stop()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._blocking, work))
+
+
+@dataclass(frozen=True, slots=True)
+class _Apply:
+    """Writes one run's rows and last marker into the store."""
+
+    store: TablePartition
+    builder: _EagerBuilder
+    run: Run
+
+    def __call__(self) -> None:
+        units = self.builder.feed(self.run)
+        rows = {key: row for unit in units for key, row, _ in unit.rows}
+        rows.update((key, row) for key, row, _ in self.builder.drain())
+        markers = [unit.marker for unit in units if unit.marker is not None]
+        self.store.apply(list(rows.items()), markers[-1] if markers else None, self.run.next)
