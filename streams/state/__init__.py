@@ -1,0 +1,1 @@
+"""Table partitions on disk: the only room that knows RocksDB."""

@@ -1,0 +1,234 @@
+"""One replica's rows of one table partition, on disk.
+
+Rows are kept under their own keys. What belongs to the partition itself (marker, changelog offset, flags) is kept under
+keys that start with a zero byte, which no key of a table does. Rows, marker and offset go into one WriteBatch, so that
+after any crash the three agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import rocksdict
+
+from streams.model.errors import BadInput
+from streams.model.marker import MARKER_KEY, Marker
+from streams.model.row import seq_of
+from streams.state.errors import StoreCorrupt, translate
+from streams.state.options import StoreOptions, rocksdb_options
+
+Rows = Sequence[tuple[bytes, bytes | None]]
+_FIRST = b"\x01"
+_OFFSET = b"\x00offset"
+_RESTORING = b"\x00restoring"
+_META = b"\x00meta/"
+
+
+def upper_bound(prefix: bytes) -> bytes | None:
+    """The least key after all that start with `prefix`; None when there is none."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+class TablePartition:
+    """A RocksDB that holds one replica's rows. Not for use from several threads at once, except `close`.
+
+    Raises StoreLocked when another handle has the directory, StoreCorrupt when it cannot be read: the caller may then
+    `TablePartition.wipe(path)` and restore from the changelog.
+    """
+
+    def __init__(self, path: Path, options: StoreOptions | None = None) -> None:
+        self.path = path
+        self._options = options or StoreOptions()
+        path.mkdir(parents=True, exist_ok=True)
+        fresh = not (path / "CURRENT").exists()
+        if fresh and any(path.glob("*.sst")):
+            raise StoreCorrupt(f"the partition in {path} has lost its CURRENT file", fix="wipe it and restore")
+        try:
+            self._db = rocksdict.Rdict(str(path), rocksdb_options(self._options))
+            self._load()
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, path) from error
+        self._no_wal = rocksdict.WriteOptions()
+        self._no_wal.disable_wal = True
+        self._sync = rocksdict.WriteOptions()
+        self._sync.sync = True
+
+    def _load(self) -> None:
+        offset, marker, restoring = self._db.get([_OFFSET, MARKER_KEY, _RESTORING])
+        self._offset = None if offset is None else int.from_bytes(offset, "little")
+        try:
+            self._marker = None if marker is None else Marker.decode(marker)
+        except ValueError as error:
+            raise StoreCorrupt(f"the marker in {self.path} cannot be read: {error}", fix="wipe and restore") from None
+        self._restoring = restoring is not None
+
+    @staticmethod
+    def wipe(path: Path) -> None:
+        """Remove the partition's directory. It must not be open."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def marker(self) -> Marker | None:
+        """The marker of the last applied unit; None before the first."""
+        return self._marker
+
+    def changelog_offset(self) -> int | None:
+        """Where to go on reading the changelog: the position after the last applied unit; None when empty."""
+        return self._offset
+
+    @property
+    def restoring(self) -> bool:
+        """Whether a restore was begun and not ended: the rows are a prefix of the changelog, not to be served."""
+        return self._restoring
+
+    def get(self, key: bytes) -> bytes | None:
+        """The row of `key`, encoded, or None."""
+        try:
+            found: bytes | None = self._db.get(key)
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+        return found
+
+    def multi_get(self, keys: list[bytes]) -> list[bytes | None]:
+        """The rows of `keys`, in their order; one call into RocksDB."""
+        if not keys:
+            return []
+        try:
+            found: list[bytes | None] = self._db.get(keys)
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+        return found
+
+    def scan(self, prefix: bytes = b"", after: bytes | None = None, limit: int = 1000) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` (key, row) in key order: keys that start with `prefix` and are greater than `after`."""
+        return list(itertools.islice(self.iterate(prefix, after), limit))
+
+    def iterate(self, prefix: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """All (key, row) in key order, as of this call whatever is applied later.
+
+        Drop the iterator before closing the partition: it keeps the directory locked, and old files on disk.
+        """
+        return _iterate(self._db, prefix, after)
+
+    def apply(self, rows: Rows, marker: Marker | None, changelog_offset: int, *, guard_seq: bool = False) -> int:
+        """Write a unit: rows (None removes), its marker and the changelog position after it, all or nothing.
+
+        `guard_seq`: leave out rows that are older (by sequence number) than what is stored. Returns how many rows
+        were written. Durable against the end of the process at once, against the machine's when the OS writes back;
+        during a restore only from `end_restore` on.
+        """
+        if guard_seq:
+            fallback = marker.seq if marker else 0
+            rows = self.newer([(key, row, fallback if row is None else seq_of(row)) for key, row in rows])
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, row in rows:
+            if row is None:
+                batch.delete(key)
+            else:
+                batch[key] = row
+            if key[:1] == b"\x00" or not key:
+                raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
+        if marker is not None:
+            batch[MARKER_KEY] = marker.encode()
+        batch[_OFFSET] = changelog_offset.to_bytes(8, "little")
+        self._write(batch, self._no_wal if self._restoring else None)
+        if marker is not None:
+            self._marker = marker
+        self._offset = changelog_offset
+        return len(rows)
+
+    def newer(self, rows: Iterable[tuple[bytes, bytes | None, int]]) -> list[tuple[bytes, bytes | None]]:
+        """Of (key, row, seq): per key the newest, unless what is stored is newer still.
+
+        A row of a later commit than the applied marker's is newer than anything stored, so in a log that never
+        steps back nothing is read.
+        """
+        best: dict[bytes, tuple[bytes | None, int]] = {}
+        applied = self._marker.seq if self._marker else 0
+        doubtful = []
+        for key, row, seq in rows:
+            known = best.get(key)
+            if known is None or seq >= known[1]:
+                best[key] = (row, seq)
+                if seq <= applied:
+                    doubtful.append(key)
+        if doubtful:
+            for key, stored in zip(doubtful, self.multi_get(doubtful), strict=True):
+                if stored is not None and key in best and seq_of(stored) > best[key][1]:
+                    del best[key]
+        return [(key, row) for key, (row, _) in best.items()]
+
+    def begin_restore(self) -> None:
+        """From here on `apply` trades durability for speed, until `end_restore`.
+
+        The flag is on disk before the first row. After a kill the partition reopens with `restoring` set and holds a
+        prefix of what was applied (memtables are flushed in order, each batch whole), with the offset that belongs
+        to it: the restore goes on from there.
+        """
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        batch[_RESTORING] = b"1"
+        self._write(batch, self._sync)
+        self._restoring = True
+
+    def end_restore(self) -> None:
+        """Make what was restored durable, then take the flag away."""
+        try:
+            self._db.flush(True)
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        batch.delete(_RESTORING)
+        self._write(batch, self._sync)
+        self._restoring = False
+
+    def meta(self, name: str) -> str | None:
+        """A note about the partition (as: its topic's id), or None."""
+        found = self.get(_META + name.encode())
+        return None if found is None else found.decode()
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Keep a note about the partition."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        batch[_META + name.encode()] = value.encode()
+        self._write(batch, None)
+
+    def count_estimate(self) -> int:
+        """About how many rows there are; overwritten rows that are not compacted yet count twice."""
+        return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
+
+    def close(self) -> None:
+        """Release the directory. Safe to call twice, and from another thread."""
+        try:
+            self._db.close()
+        except rocksdict.DbClosedError:
+            return
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+
+    def _write(self, batch: rocksdict.WriteBatch, how: rocksdict.WriteOptions | None) -> None:
+        try:
+            if how is None:
+                self._db.write(batch)
+            else:
+                self._db.write(batch, how)
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+
+
+def _iterate(source: rocksdict.Rdict, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    first = max(prefix, after + b"\x00" if after is not None else b"", _FIRST)
+    bounds = rocksdict.ReadOptions()
+    end = upper_bound(prefix)
+    if end is not None:
+        if first >= end:
+            return iter(())
+        bounds.set_iterate_upper_bound(end)
+    return _holding(source.items(from_key=first, read_opt=bounds), bounds)
+
+
+def _holding(rows: Iterator[tuple[bytes, bytes]], bounds: rocksdict.ReadOptions) -> Iterator[tuple[bytes, bytes]]:
+    yield from rows
+    del bounds  # the iterator borrows its bound from here: freed earlier, it reads freed memory and ends anywhere
