@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from numpy.typing import NDArray
 
 from streams.kafka.batches import Headers, Record
@@ -28,7 +28,7 @@ class ProducerOptions:
     timeout_s: float = 10.0
     in_flight_bytes: int = 64 * 1024 * 1024
     max_record_bytes: int = 1_000_000
-    batch_bytes: int = 500_000
+    batch_bytes: int = 250_000
     compression: str | None = None
     client_id: str = "streams-producer"
 
@@ -138,18 +138,25 @@ class EventProducer:
         size = len(key or b"") + len(value or b"") + _RECORD_OVERHEAD_BYTES
         if size > self._options.max_record_bytes:
             raise TooLarge(f"a record of {size} bytes is over {self._options.max_record_bytes}", field="value")
-        deadline = time.monotonic() + self._options.timeout_s
         producer = await self._ready()
-        chosen = await self._choose(producer, topic, key, partition)
-        held = await self._budget.take(size, self._options.timeout_s)
+        tp = await self._choose(producer, topic, key, partition)
+        timeout_s = self._options.timeout_s
+        held = await self._budget.take(size, timeout_s)
         try:
-            future = await producer.send(topic, value, key, chosen, timestamp_ms, list(headers))
-        except BaseException as error:
+            # Straight into the accumulator: `producer.send` looks everything up again that is known here.
+            accumulator = producer._message_accumulator
+            async with asyncio.timeout(timeout_s):
+                future = await accumulator.add_message(
+                    tp, key, value, timeout_s, timestamp_ms=timestamp_ms, headers=list(headers)
+                )
+                done = await future
+        except TimeoutError:
+            raise Timeout(f"put to {topic}: no acknowledgement in {timeout_s} s; it may have been written") from None
+        except Exception as error:
+            raise mapped(error, f"put to {topic}") from error
+        finally:
             self._budget.give(held)
-            raise _shown(error, f"put to {topic}") from error
-        future.add_done_callback(lambda _: self._budget.give(held))
-        done = await self._await([future], deadline, f"put to {topic}")
-        return RecordMeta(topic, done[0].partition, done[0].offset, done[0].timestamp)
+        return RecordMeta(topic, tp.partition, done.offset, done.timestamp)
 
     async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
         """Append many (key, value, headers) by Kafka's default partitioner, keeping their order per partition.
@@ -220,13 +227,13 @@ class EventProducer:
             raise Timeout(f"{doing}: no acknowledgement in {self._options.timeout_s} s; it may have been written")
         return [future.result() for future in futures]
 
-    async def _choose(self, producer: Any, topic: str, key: bytes | None, partition: int | None) -> int:
+    async def _choose(self, producer: Any, topic: str, key: bytes | None, partition: int | None) -> TopicPartition:
         total = await self._partition_count(producer, topic)
         if partition is None:
-            return partition_for(key or b"", total)
-        if not 0 <= partition < total:
+            partition = partition_for(key or b"", total) if total > 1 else 0
+        elif not 0 <= partition < total:
             raise BadInput(f"{topic} has {total} partitions, not a partition {partition}", field="partition")
-        return partition
+        return TopicPartition(topic, partition)
 
     async def _partition_count(self, producer: Any, topic: str) -> int:
         found = producer._metadata.partitions_for_topic(topic)
