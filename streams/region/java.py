@@ -16,6 +16,10 @@ appender.out.type = Console
 appender.out.name = out
 appender.out.layout.type = PatternLayout
 appender.out.layout.pattern = %d{ISO8601} %p %m (%c{1})%n
+appender.out.filter.expected.type = RegexFilter
+appender.out.filter.expected.regex = (?s).*(Failed to configure MirrorCheckpointConnector|Performing controller act).*
+appender.out.filter.expected.onMatch = DENY
+appender.out.filter.expected.onMismatch = NEUTRAL
 rootLogger.level = warn
 rootLogger.appenderRef.out.ref = out
 """

@@ -19,8 +19,8 @@ from streams.region.kafka_server import MAX_MESSAGE_BYTES, start_failure
 from streams.region.processes import free_ports, kill_group, spawn, stop, wait_until
 
 MIRRORED_TOPICS = r"table\..*|definitions|udfs"
-#: MirrorMaker logs this when a task has failed for good: it goes on running without mirroring, so it must be restarted.
-TASK_LOST = "will not recover until manually restarted"
+#: MirrorMaker logs one of these and goes on running without mirroring, so its supervisor must restart it.
+FATAL_LINES = ("will not recover until manually restarted", "Failed to configure MirrorSourceConnector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,13 @@ def mirror_properties(options: MirrorOptions) -> dict[str, str]:
 
     Only prefixed settings count: `<target>.` reaches the worker and its producers, `<source>-><target>.` the connector
     and its consumers; a bare `consumer.*` or `offset.flush.interval.ms` is silently ignored.
+    Naming any `offset-syncs.*` setting while offset syncs are off makes MirrorMaker refuse the connector.
     """
     properties = {
         "clusters": ",".join(region.name for region in options.regions),
         "dedicated.mode.enable.internal.rest": "true",
         "listeners": f"http://127.0.0.1:{options.rest_port}",
+        "plugin.discovery": "service_load",
     }
     for region in options.regions:
         properties |= {f"{region.name}.{name}": value for name, value in _worker(region).items()}
@@ -60,6 +62,7 @@ def _worker(target: Region) -> dict[str, str]:
     return {
         "bootstrap.servers": target.bootstrap_servers,
         "exactly.once.source.support": "enabled",
+        "plugin.discovery": "service_load",
         "config.storage.replication.factor": "1",
         "offset.storage.replication.factor": "1",
         "offset.storage.partitions": "2",
@@ -95,9 +98,7 @@ def _connector(source: Region, topics: str) -> dict[str, str]:
         "emit.heartbeats.enabled": "false",
         "emit.checkpoints.enabled": "false",
         "emit.offset-syncs.enabled": "false",
-        "offset-syncs.topic.replication.factor": "1",
         "heartbeats.topic.replication.factor": "1",
-        "checkpoints.topic.replication.factor": "1",
         "consumer.isolation.level": "read_committed",
         "consumer.fetch.max.wait.ms": "10",
         "consumer.max.poll.records": "20000",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from streams.model.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -107,16 +110,23 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def next_free_port(start: int, taken: Collection[int] = ()) -> int:
+    """The first port from `start` up that is free on 127.0.0.1 and not in `taken`; Unavailable when there is none."""
+    for port in range(start, 32_768):
+        if port not in taken and port_is_free(port):
+            return port
+    raise Unavailable(f"no free port from {start} up on 127.0.0.1", fix="stop something that listens there")
+
+
 def free_ports(count: int) -> list[int]:
-    """`count` different ports on 127.0.0.1 that were free just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """`count` different ports on 127.0.0.1 that were free just now.
+
+    They lie below the range of outgoing connections, which could otherwise take the port of a restarting server.
+    """
+    taken: list[int] = []
+    while len(taken) < count:
+        taken.append(next_free_port(random.randrange(12_000, 32_000), taken))
+    return taken
 
 
 def wait_until(check: Callable[[], bool], timeout_s: float, *, every_s: float = 0.05) -> bool:

@@ -124,7 +124,7 @@ def start_two_regions(directory: Path) -> Iterator[TwoRegions]:
         yield TwoRegions(topology, servers, mirror, proxies, proxy_thread)
     finally:
         if mirror is not None:
-            mirror.stop()
+            mirror.kill()
         for server in servers.values():
             server.stop()
         proxy_thread.close()
