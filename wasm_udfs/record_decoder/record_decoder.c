@@ -204,13 +204,13 @@ static void *column(uint8_t **at, uint32_t id, uint32_t bytes, uint8_t *base) {
   streams_put32(section, id);
   streams_put32(section + 4, (uint32_t)(p - base));
   streams_put32(section + 8, bytes);
-  streams_put32(section + 12, 0);
+  streams_put32(section + 12, 0); /* width: close_columns */
   *at = p + ((bytes + 7) & ~7u);
   return p;
 }
 
 static void open_columns(uint32_t cap, uint32_t blob) {
-  uint8_t *base = streams_scratch(HEADER_BYTES + 49 * cap + 2 * blob + 256), *at = base + HEADER_BYTES;
+  uint8_t *base = streams_scratch(HEADER_BYTES + 49 * cap + blob + 256), *at = base + HEADER_BYTES;
   col.base = base;
   col.cap = cap;
   col.n = col.n_rejects = col.rejects_cap = 0;
@@ -230,7 +230,10 @@ static void close_columns(void) {
   static const uint8_t widths[SECTIONS + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8};
   uint8_t *base = col.base, *at = col.keys;
   uint32_t key_bytes = (uint32_t)(col.key - col.keys), value_bytes = (uint32_t)(col.value - col.values);
-  for (uint32_t id = 1; id <= SECTIONS; id++) streams_put32(base + 16 * id + 8, col.n * widths[id]);
+  for (uint32_t id = 1; id <= SECTIONS; id++) {
+    streams_put32(base + 16 * id + 8, col.n * widths[id]);
+    streams_put32(base + 16 * id + 12, widths[id]);
+  }
   column(&at, 7, key_bytes, base);
   uint8_t *values = column(&at, 9, value_bytes, base);
   if (value_bytes) __builtin_memcpy(values, col.values, value_bytes);

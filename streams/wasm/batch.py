@@ -1,0 +1,179 @@
+"""Batch v1: many events in columns, the form in which they enter a module (layout: wasm_udfs/ABI.md)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.model.errors import BadInput
+
+MAGIC = 0x31425453
+OP_PUT, OP_DELETE, OP_PURGE = 0, 1, 2
+_HEADER = struct.Struct("<IIII")
+_SECTION = struct.Struct("<IIII")
+_FIXED: dict[int, tuple[str, str]] = {
+    1: ("append_ms", "<i8"),
+    2: ("hlc", "<u8"),
+    3: ("expires_ms", "<i8"),
+    4: ("generation", "<u8"),
+    5: ("op", "u1"),
+    6: ("key_end", "<u4"),
+    8: ("value_end", "<u4"),
+    10: ("offset", "<i8"),
+}
+_KEYS, _VALUES, _OFFSETS = 7, 9, 10
+_REQUIRED = frozenset(range(1, 10))
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a batch. `value` is the full wire format; `offset` is -1 when the batch does not know it."""
+
+    append_ms: int
+    hlc: int
+    expires_ms: int
+    generation: int
+    op: int
+    key: bytes
+    value: bytes
+    offset: int = -1
+
+
+def gather(blob: Array, starts: Array, ends: Array) -> Array:
+    """The concatenated slices blob[starts[i]:ends[i]], without a Python loop."""
+    lengths = ends - starts
+    total = int(lengths.sum())
+    if not total:
+        return np.empty(0, np.uint8)
+    before = np.cumsum(lengths) - lengths
+    return blob[np.repeat(starts - before, lengths) + np.arange(total)]
+
+
+def starts_of(ends: Array) -> Array:
+    """Where each slice starts, given where each ends."""
+    starts = np.zeros(len(ends), np.int64)
+    starts[1:] = ends[:-1]
+    return starts
+
+
+class Batch:
+    """A parsed batch v1: columns as numpy views over `raw` (immutable; nothing is copied)."""
+
+    __slots__ = ("raw", "n", "_sections")
+
+    def __init__(self, raw: bytes, n: int, sections: dict[int, tuple[int, Array]]) -> None:
+        self.raw = raw
+        self.n = n
+        self._sections = sections
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Batch:
+        """The batch in `raw`. BadInput when it is not a whole, consistent batch v1; unknown sections are kept."""
+        if len(raw) < _HEADER.size:
+            raise BadInput("a batch is at least 16 bytes", field="batch")
+        magic, n, total, n_sections = _HEADER.unpack_from(raw)
+        if magic != MAGIC or total != len(raw) or n_sections > (len(raw) - 16) // 16:
+            raise BadInput("not a batch v1 of this length", field="batch")
+        sections: dict[int, tuple[int, Array]] = {}
+        for i in range(n_sections):
+            ident, at, size, width = _SECTION.unpack_from(raw, 16 + 16 * i)
+            if at > total or size > total - at or (width and size != width * n):
+                raise BadInput(f"section {ident} lies outside the batch", field="batch")
+            kind = _FIXED[ident][1] if ident in _FIXED else "u1"
+            if ident in _FIXED and np.dtype(kind).itemsize != width:
+                raise BadInput(f"section {ident} has width {width}", field="batch")
+            sections[ident] = (width, np.frombuffer(raw, kind, size // np.dtype(kind).itemsize, at))
+        batch = cls(raw, n, sections)
+        batch._check()
+        return batch
+
+    def _check(self) -> None:
+        if missing := _REQUIRED - self._sections.keys():
+            raise BadInput(f"sections {sorted(missing)} are missing", field="batch")
+        for ends, blob in ((self.column("key_end"), _KEYS), (self.column("value_end"), _VALUES)):
+            size = len(self._sections[blob][1])
+            if self.n and (bool((ends[1:] < ends[:-1]).any()) or int(ends[-1]) > size):
+                raise BadInput("key or value ends are out of order", field="batch")
+
+    def column(self, name: str) -> Array:
+        """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset."""
+        for ident, (column, _) in _FIXED.items():
+            if column == name:
+                return self._sections[ident][1]
+        raise KeyError(name)
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether the batch carries each event's Kafka offset (section 10)."""
+        return _OFFSETS in self._sections
+
+    def event(self, index: int) -> Event:
+        """One event, copied out; for reports and tests, not for the data path."""
+        keys, values = self._sections[_KEYS][1], self._sections[_VALUES][1]
+        key_end, value_end = self.column("key_end"), self.column("value_end")
+        key_at, value_at = (int(ends[index - 1]) if index else 0 for ends in (key_end, value_end))
+        return Event(
+            append_ms=int(self.column("append_ms")[index]),
+            hlc=int(self.column("hlc")[index]),
+            expires_ms=int(self.column("expires_ms")[index]),
+            generation=int(self.column("generation")[index]),
+            op=int(self.column("op")[index]),
+            key=keys[key_at : int(key_end[index])].tobytes(),
+            value=values[value_at : int(value_end[index])].tobytes(),
+            offset=int(self.column("offset")[index]) if self.has_offsets else -1,
+        )
+
+    def events(self) -> list[Event]:
+        """All events, copied out."""
+        return [self.event(i) for i in range(self.n)]
+
+    def select(self, indices: Sequence[int] | Array) -> Batch:
+        """A new batch with the events at `indices`, in that order. Sections of width 0 that are unknown are dropped."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        columns: dict[int, tuple[int, bytes]] = {}
+        for ident, (width, data) in self._sections.items():
+            if width and ident not in (6, 8):
+                rows = data if ident in _FIXED else data.reshape(self.n, width)
+                columns[ident] = (width, rows[chosen].tobytes())
+        for ends_id, blob_id, name in ((6, _KEYS, "key_end"), (8, _VALUES, "value_end")):
+            ends = self.column(name).astype(np.int64)
+            starts = starts_of(ends)[chosen]
+            ends = ends[chosen]
+            columns[blob_id] = (0, gather(self._sections[blob_id][1], starts, ends).tobytes())
+            columns[ends_id] = (4, np.cumsum(ends - starts).astype("<u4").tobytes())
+        return assemble(len(chosen), columns)
+
+
+def assemble(n: int, columns: dict[int, tuple[int, bytes]]) -> Batch:
+    """A batch of n events from sections {id: (width, bytes)}."""
+    at = _HEADER.size + _SECTION.size * len(columns)
+    table: list[bytes] = []
+    parts: list[bytes] = []
+    for ident, (width, data) in sorted(columns.items()):
+        padding = -at % 8
+        at += padding
+        table.append(_SECTION.pack(ident, at, len(data), width))
+        parts += (bytes(padding), data)
+        at += len(data)
+    raw = b"".join((_HEADER.pack(MAGIC, n, at, len(columns)), *table, *parts))
+    return Batch.parse(raw)
+
+
+def build(events: Sequence[Event]) -> Batch:
+    """A batch of `events`, as a decoder would emit it (for tests, vectors and small inputs)."""
+    columns: dict[int, tuple[int, bytes]] = {}
+    for ident in (1, 2, 3, 4, 5, 10):
+        name, kind = _FIXED[ident]
+        data = np.array([getattr(e, name) for e in events], dtype=kind)
+        columns[ident] = (data.itemsize, data.tobytes())
+    for ends_id, blob_id, name in ((6, _KEYS, "key"), (8, _VALUES, "value")):
+        blobs = [getattr(e, name) for e in events]
+        columns[ends_id] = (4, np.cumsum([len(b) for b in blobs], dtype="<u4").astype("<u4").tobytes())
+        columns[blob_id] = (0, b"".join(blobs))
+    return assemble(len(events), columns)

@@ -1,0 +1,176 @@
+"""The fold ABI over one instance: prepare, load, fold, take. Outputs are checked in columns before they are sliced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from streams.model.keys import KEY_BYTES_MAX
+from streams.wasm.batch import Array, Batch, starts_of
+from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
+from streams.wasm.guest import Guest
+
+REASON_MAX = 300
+_ROW_HEADER = 32
+_CELL_HEADER = 28
+
+
+def _malformed(what: str) -> UdfTrap:
+    return UdfTrap(f"malformed output: {what}", TrapKind.MALFORMED)
+
+
+def _slices(data: bytes, ends: Array, at: int) -> list[bytes]:
+    bounds = [at, *(ends.astype(np.int64) + at).tolist()]
+    return [data[bounds[i] : bounds[i + 1]] for i in range(len(ends))]
+
+
+def _ends(data: bytes, at: int, n: int, what: str) -> Array:
+    ends = np.frombuffer(data, "<u4", n, at)
+    if n and bool((ends[1:] < ends[:-1]).any()):
+        raise _malformed(f"{what} are out of order")
+    return ends
+
+
+def _count(data: bytes, per_item: int, most: int, what: str) -> int:
+    n = int.from_bytes(data[:4], "little")
+    if len(data) < 4 or n > most or 4 + n * per_item > len(data):
+        raise _malformed(f"{n} {what} in {len(data)} bytes")
+    return n
+
+
+def _check_keys(data: bytes, ends: Array, at: int) -> None:
+    if not len(ends):
+        return
+    starts = starts_of(ends)
+    lengths = ends - starts
+    if int(lengths.min()) < 1 or int(lengths.max()) > KEY_BYTES_MAX:
+        raise _malformed("a key is empty or too long")
+    if bool((np.frombuffer(data, np.uint8)[starts + at] == 0).any()):
+        raise _malformed("a key starts with a zero byte")
+
+
+def _words(data: Array, at: Array, width: int) -> Array:
+    value = np.zeros(len(at), np.int64)
+    for i in range(width):
+        value |= data[at + i].astype(np.int64) << (8 * i)
+    return value
+
+
+def check_rows(data: bytes, starts: Array, ends: Array, merge: int | None) -> None:
+    """UdfTrap unless each slice is exactly one row of version 1 (of type `merge`, if given). Vectorised over rows."""
+    if not len(starts):
+        return
+    raw = np.frombuffer(data, np.uint8)
+    if int((ends - starts).min()) < _ROW_HEADER:
+        raise _malformed("a row is shorter than its header")
+    if bool((raw[starts] != 1).any()) or (merge is not None and bool((raw[starts + 1] != merge).any())):
+        raise _malformed("a row has a wrong version or merge type")
+    left = _words(raw, starts + 2, 2)
+    at, stop = starts + _ROW_HEADER, ends
+    while True:
+        done = left == 0
+        if bool((at[done] != stop[done]).any()):
+            raise _malformed("a row has bytes after its cells")
+        at, stop, left = at[~done], stop[~done], left[~done]
+        if not len(at):
+            return
+        if bool((at + _CELL_HEADER > stop).any()):
+            raise _malformed("a row is cut off")
+        at = at + _CELL_HEADER + _words(raw, at + 24, 4)
+        if bool((at > stop).any()):
+            raise _malformed("a cell is cut off")
+        left = left - 1
+
+
+class FoldInstance:
+    """One instance of a fold module. Any UdfTrap ends it: close it and start another from committed rows."""
+
+    def __init__(self, compiled: CompiledModule, limits: Limits, host: EngineHost, merge: int | None = None) -> None:
+        self._guest = Guest(compiled, limits, host)
+        self._limits = limits
+        self._merge = merge
+        self._input = (0, 0)
+        self._n = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of linear memory: the rows cached, and buffers."""
+        return self._guest.memory_bytes
+
+    def prepare(self, batch: Batch) -> list[bytes]:
+        """Copies the batch in; the keys whose rows are not cached (each once)."""
+        self._input = self._guest.put(batch.raw)
+        self._n = batch.n
+        data, _ = self._guest.describe(self._guest.call("streams_prepare", *self._input))
+        n = _count(data, 4, batch.n, "missing keys")
+        ends = _ends(data, 4, n, "key ends")
+        at = 4 + 4 * n
+        if n and at + int(ends[-1]) > len(data):
+            raise _malformed("missing keys are cut off")
+        _check_keys(data, ends, at)
+        return _slices(data, ends, at)
+
+    def load(self, keys: Sequence[bytes], rows: Sequence[bytes | None]) -> None:
+        """Gives the module the stored rows of `keys`; None where there is none."""
+        n = len(keys)
+        parts = [
+            n.to_bytes(4, "little"),
+            np.cumsum([len(k) for k in keys], dtype=np.uint64).astype("<u4").tobytes(),
+            np.cumsum([len(r) if r is not None else 0 for r in rows], dtype=np.uint64).astype("<u4").tobytes(),
+            bytes([r is not None for r in rows]),
+            *keys,
+            *(r for r in rows if r is not None),
+        ]
+        status = self._guest.call("streams_load", *self._guest.put(b"".join(parts)))
+        if status:
+            raise UdfTrap(f"the module refused a stored row (status {status - (1 << 32)})", TrapKind.MALFORMED)
+
+    def fold(self) -> list[tuple[int, str]]:
+        """Folds the prepared batch; the (index, reason) of each event the module rejected, in order."""
+        data, _ = self._guest.describe(self._guest.call("streams_fold", *self._input))
+        n = _count(data, 8, self._n, "rejects")
+        indices = np.frombuffer(data, "<u4", n, 4)
+        ends = _ends(data, 4 + 4 * n, n, "reason ends")
+        at = 4 + 8 * n
+        if not n:
+            return []
+        if at + int(ends[-1]) > len(data) or int(indices[-1]) >= self._n or bool((indices[1:] <= indices[:-1]).any()):
+            raise _malformed("rejects are out of range")
+        reasons = (r[:REASON_MAX].decode("utf-8", "replace") for r in _slices(data, ends, at))
+        return list(zip(indices.tolist(), reasons, strict=True))
+
+    def take(self) -> list[tuple[bytes, bytes | None]]:
+        """The rows changed since the last take, in the order they first changed; None is a removed row."""
+        rows: list[tuple[bytes, bytes | None]] = []
+        total = 0
+        while True:
+            data, status = self._guest.describe(self._guest.call("streams_take"))
+            rows += self._rows(data)
+            total += len(data)
+            if status == 0:
+                return rows
+            if total > self._limits.memory_bytes or len(data) <= 4:
+                raise UdfTrap("changed rows without end", TrapKind.OUTPUT)
+
+    def _rows(self, data: bytes) -> list[tuple[bytes, bytes | None]]:
+        n = _count(data, 9, len(data), "rows")
+        if not n:
+            return []
+        key_ends, row_ends = _ends(data, 4, n, "key ends"), _ends(data, 4 + 4 * n, n, "row ends")
+        present = np.frombuffer(data, np.uint8, n, 4 + 8 * n) != 0
+        keys_at = 4 + 9 * n
+        rows_at = keys_at + int(key_ends[-1])
+        if rows_at + int(row_ends[-1]) > len(data):
+            raise _malformed("rows are cut off")
+        _check_keys(data, key_ends, keys_at)
+        starts, ends = starts_of(row_ends) + rows_at, row_ends.astype(np.int64) + rows_at
+        check_rows(data, starts[present], ends[present], self._merge)
+        if bool(present.all()):
+            return list(zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), strict=True))
+        taken = zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), present.tolist(), strict=True)
+        return [(key, row if there else None) for key, row, there in taken]
+
+    def close(self) -> None:
+        """Frees the instance."""
+        self._guest.close()

@@ -1,0 +1,124 @@
+"""One running module: a store, its memory, and calls under limits. Everything it answers is checked before use."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+import wasmtime
+
+from streams.wasm.engine import STACK_BYTES, TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
+
+_DESC = struct.Struct("<IIi")
+_WORD = 0xFFFFFFFF
+_MESSAGES = {
+    "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
+    "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
+    "INTEGER_DIVISION_BY_ZERO": "integer division by zero",
+    "INTEGER_OVERFLOW": "integer overflow",
+    "UNREACHABLE": "unreachable executed",
+    "BAD_CONVERSION_TO_INTEGER": "invalid conversion to integer",
+}
+
+
+class Guest:
+    """An instance of a module without imports. After a UdfTrap only `close` may be called.
+
+    Not thread-safe. Calls release the GIL. The memory is given back by `close` (wasmtime frees it with the store).
+    """
+
+    def __init__(self, compiled: CompiledModule, limits: Limits, host: EngineHost) -> None:
+        self._limits = limits
+        self._host = host
+        self._metered = compiled.metered
+        deadline_s = limits.fuel_deadline_s if compiled.metered else limits.deadline_s
+        self._ticks = max(2, round(deadline_s / TICK_S) + 1)
+        self._store = wasmtime.Store(host.engine(compiled.metered))
+        self._store.set_limits(
+            memory_size=limits.memory_bytes, table_elements=100_000, instances=1, tables=16, memories=1
+        )
+        self._arm()
+        self._memory: wasmtime.Memory | None = None
+        with host.ticking():
+            try:
+                instance = wasmtime.Instance(self._store, compiled.module, [])
+            except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+                raise self._trap(error) from None
+        exports = instance.exports(self._store)
+        self._functions = {n: f for n in exports if isinstance(f := exports[n], wasmtime.Func)}
+        memory = exports["memory"] if "memory" in exports else None
+        if not isinstance(memory, wasmtime.Memory):
+            raise UdfTrap("the module exports no memory", TrapKind.MALFORMED)
+        self._memory = memory
+
+    def _arm(self) -> None:
+        self._store.set_epoch_deadline(self._ticks)
+        if self._metered:
+            self._store.set_fuel(self._limits.fuel)
+
+    def _trap(self, error: Exception) -> UdfTrap:
+        code = getattr(error, "trap_code", None)
+        name = code.name if code is not None else ""
+        if name == "INTERRUPT":
+            return UdfTrap("ran longer than its deadline", TrapKind.DEADLINE)
+        if name == "OUT_OF_FUEL":
+            return UdfTrap(f"used more than {self._limits.fuel} units of fuel", TrapKind.FUEL)
+        text = _MESSAGES.get(name) or first_line(str(error))
+        if self._memory is None:
+            return UdfTrap(f"the module cannot be instantiated: {text}", TrapKind.TRAP)
+        if self.memory_bytes + (1 << 20) > self._limits.memory_bytes:
+            return UdfTrap(f"memory limit of {self._limits.memory_bytes} bytes reached: {text}", TrapKind.MEMORY)
+        return UdfTrap(text, TrapKind.TRAP)
+
+    def call(self, name: str, *params: int) -> int:
+        """Calls an export that answers an i32 (returned unsigned) or nothing (0). UdfTrap when it is stopped."""
+        function = self._functions.get(name)
+        if function is None:
+            raise UdfTrap(f"the module exports no {name}", TrapKind.MALFORMED)
+        self._arm()
+        with self._host.ticking():
+            try:
+                result = function(self._store, *params)
+            except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+                raise self._trap(error) from None
+        return (result or 0) & _WORD
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of linear memory held; it never shrinks."""
+        return int(self._memory.data_len(self._store)) if self._memory is not None else 0
+
+    def _address(self, ptr: int, size: int) -> int:
+        assert self._memory is not None
+        if ptr + size > self.memory_bytes:
+            raise UdfTrap(f"pointer {ptr} with length {size} lies outside its memory", TrapKind.MALFORMED)
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + ptr
+
+    def put(self, *parts: bytes) -> tuple[int, int]:
+        """Copies an input in through `streams_alloc`; its pointer and length."""
+        size = sum(len(p) for p in parts)
+        ptr = self.call("streams_alloc", size)
+        at = self._address(ptr, size)
+        for part in parts:
+            ctypes.memmove(at, part, len(part))
+            at += len(part)
+        return ptr, size
+
+    def read(self, ptr: int, size: int) -> bytes:
+        """Copies `size` bytes out. UdfTrap when they lie outside the memory or are over the output limit."""
+        if size > self._limits.output_bytes:
+            raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
+        return ctypes.string_at(self._address(ptr, size), size)
+
+    def describe(self, desc: int) -> tuple[bytes, int]:
+        """What a descriptor {u32 ptr, u32 len, i32 status} points to, and its status (never negative)."""
+        ptr, size, status = _DESC.unpack(self.read(desc, _DESC.size))
+        if status < 0:
+            raise UdfTrap(f"the module refused its input (status {status})", TrapKind.MALFORMED)
+        return self.read(ptr, size), status
+
+    def close(self) -> None:
+        """Frees the instance and its memory."""
+        self._store.close()
+        self._functions = {}
+        self._memory = None

@@ -1,0 +1,81 @@
+"""udf.toml: what a UDF is, how its rows merge, and what it may use."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streams.model.errors import BadInput
+from streams.model.keys import check_name
+from streams.model.row import MergeType
+from streams.wasm.engine import Limits
+
+KINDS = ("fold", "decoder")
+_LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none."""
+
+    name: str
+    version: str
+    abi: int
+    kind: str
+    merges: tuple[MergeType, ...]
+    limits: Limits
+
+    def modules(self) -> dict[str, MergeType | None]:
+        """File names of the modules that the directory builds, and the merge type of each."""
+        if not self.merges:
+            return {f"{self.name}.wasm": None}
+        if len(self.merges) == 1:
+            return {f"{self.name}.wasm": self.merges[0]}
+        return {f"{merge.label}.wasm": merge for merge in self.merges}
+
+
+def parse_manifest(text: str) -> Manifest:
+    """The manifest in a udf.toml's text. BadInput names the field that is wrong."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"udf.toml is not TOML: {error}", field="manifest") from None
+    for field in ("name", "version", "kind"):
+        if not isinstance(data.get(field), str) or not data[field]:
+            raise BadInput("udf.toml does not give it", field=field)
+    if data.get("abi") != 1:
+        raise BadInput(f"ABI {data.get('abi')!r:.20} is not 1", field="abi")
+    if data["kind"] not in KINDS:
+        raise BadInput(f"{data['kind']!r:.40} is not one of {', '.join(KINDS)}", field="kind")
+    name = check_name(data["name"], field="name")
+    merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
+    return Manifest(name, data["version"], 1, data["kind"], merges, _limits(data.get("limits", {})))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a UDF directory. BadInput when there is none or it is wrong."""
+    try:
+        text = (directory / "udf.toml").read_text()
+    except OSError as error:
+        raise BadInput(f"cannot read udf.toml: {error.strerror}", field="directory") from None
+    return parse_manifest(text)
+
+
+def _merges(value: Any) -> tuple[MergeType, ...]:
+    names = value if isinstance(value, list) else [value]
+    known = {m.label: m for m in MergeType}
+    if not names or not all(isinstance(n, str) and n in known for n in names):
+        raise BadInput(f"{value!r:.60} is not one of {', '.join(known)}", field="merge")
+    return tuple(known[n] for n in names)
+
+
+def _limits(table: Any) -> Limits:
+    if not isinstance(table, dict):
+        raise BadInput("is not a table", field="limits")
+    for name, value in table.items():
+        if name not in _LIMITS or isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadInput("is no limit, or not a number", field=f"limits.{name}", fix=f"one of {', '.join(_LIMITS)}")
+    numbers = {n: v if n.endswith("_s") else int(v) for n, v in table.items()}
+    return Limits(**numbers)

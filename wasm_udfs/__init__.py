@@ -1,0 +1,1 @@
+"""UDF sources and the modules built from them; no Python code."""
