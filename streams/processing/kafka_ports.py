@@ -32,21 +32,16 @@ class ChangelogWriter:
         """Nothing is held: an open transaction is ended by the next owner's `start`, or by its timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerControl:
-    """How the consumer of this process is steered, per partition."""
-
-    seek: Callable[[TP, int], Awaitable[None]]
-    pause: Callable[[TP], None]
-    resume: Callable[[TP], None]
+Seek = Callable[[TP, int], Awaitable[None]]
+"""Makes this process' consumer fetch a partition from an offset on."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputPartition:
-    """One input partition: bounds from the broker, position and flow in the consumer."""
+    """One input partition: bounds from the broker, position in the consumer."""
 
     admin: Admin
-    control: ConsumerControl
+    seek_to: Seek
     tp: TP
 
     async def bounds(self) -> InputBounds:
@@ -58,12 +53,4 @@ class InputPartition:
 
     async def seek(self, offset: int) -> None:
         """Fetch from `offset` on."""
-        await self.control.seek(self.tp, offset)
-
-    def pause(self) -> None:
-        """Stop fetching."""
-        self.control.pause(self.tp)
-
-    def resume(self) -> None:
-        """Fetch again."""
-        self.control.resume(self.tp)
+        await self.seek_to(self.tp, offset)

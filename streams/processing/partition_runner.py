@@ -66,10 +66,12 @@ class PartitionRunner:
         """Begin taking over."""
         self._loop = asyncio.create_task(self._serve(), name=f"partition {self.name}")
 
-    def offer(self, run: RunPort) -> None:
-        """Hand a fetched run to the task, if there is one."""
+    def offer(self, run: RunPort, done: Callable[[], object]) -> None:
+        """Hand a fetched run to the task, if there is one. `done` as in `PartitionTask.offer`."""
         if self.task is not None:
-            self.task.offer(run)
+            self.task.offer(run, done)
+        else:
+            done()
 
     def restart(self) -> None:
         """Drop the task and take over again (the watchdog's remedy)."""

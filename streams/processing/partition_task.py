@@ -55,17 +55,17 @@ class TaskIdentity:
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """`pause_bytes`: fetched but unfolded input at which the consumer is paused; it resumes at half of that.
-    `schema_wait_s`: how long an unknown schema id may take to arrive before its events become dead letters.
+    """`schema_wait_s`: how long an unknown schema id may take to arrive before its events become dead letters.
     `seek_again_s`: after seeking back over a gap, how long to wait for the right run before seeking again.
     `schema_forget_s`: after waiting in vain for a schema id, how long it is not waited for again.
+    `refetch_s`: when the input is known to go on but nothing is fetched for so long, seek to the position again.
     """
 
     commit: CommitOptions = field(default_factory=CommitOptions)
-    pause_bytes: int = 64 << 20
     schema_wait_s: float = 5.0
     seek_again_s: float = 1.0
     schema_forget_s: float = 60.0
+    refetch_s: float = 2.0
 
 
 class TaskState(Enum):
@@ -138,15 +138,15 @@ class PartitionTask:
         self._topic_id = ""
         self._seq = 0
         self._time_ms = 0
-        self._inbox: deque[RunPort] = deque()
-        self._inbox_bytes = 0
-        self._paused = False
+        self._inbox: deque[tuple[RunPort, Callable[[], object]]] = deque()
         self._closing = False
         self._wake = asyncio.Event()
         self._outputs: list[Output] = []
         self._in_flight: dict[bytes, bytes | None] = {}
         self._commit: asyncio.Task[None] | None = None
         self._sought_s = -1e9
+        self._fetched_s = ports.now_s()
+        self._refetch = False
         self._jobs: set[asyncio.Future[Any]] = set()
         self._unknown_until_s: dict[int, float] = {}
 
@@ -177,7 +177,6 @@ class PartitionTask:
         if marker is not None:
             self._seq, self._time_ms = marker.seq, marker.time_ms
         await ports.input.seek(self.position)
-        ports.input.resume()
         self._policy = CommitPolicy(self.options.commit, ports.now_s())
         self.state = TaskState.RUNNING
         log.info(
@@ -204,29 +203,44 @@ class PartitionTask:
             raise PositionError(f"{where}, but its log covers {bounds.start} to {bounds.end}", fix=fix)
         return at.next
 
-    def offer(self, run: RunPort) -> None:
-        """Hand over a fetched run; never blocks. Runs that are not wanted are ignored (they will be fetched again)."""
+    def offer(self, run: RunPort, done: Callable[[], object]) -> None:
+        """Hand over a fetched run; never blocks. `done` is called when its bytes are no longer held: folded, or not
+        wanted (then it is fetched again).
+        """
         if self.state is not TaskState.RUNNING or self._closing:
+            done()
             return
-        self._inbox.append(run)
-        self._inbox_bytes += run.size_bytes
+        self._fetched_s = self._ports.now_s()
+        self._inbox.append((run, done))
         self.input_end = max(self.input_end, run.high_watermark)
-        if self._inbox_bytes >= self.options.pause_bytes and not self._paused:
-            self._paused = True
-            self._ports.input.pause()
         self._wake.set()
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()[1]()
 
     def observe_end(self, asked_at_ms: int, end: int) -> None:
         """The input's end offset was `end` at or after `asked_at_ms` (wall clock, before asking)."""
         self.input_end = max(self.input_end, end)
-        if self.state is TaskState.RUNNING and end <= self.position:
+        if self.state is not TaskState.RUNNING:
+            return
+        now_s = self._ports.now_s()
+        if end <= self.position:
             self._time_ms = max(self._time_ms, asked_at_ms)
+            self._fetched_s = now_s
+        elif not self._inbox and now_s - self._fetched_s > self.options.refetch_s:
+            self._fetched_s = now_s
+            self._refetch = True
+            self._wake.set()
 
     async def run(self) -> None:
         """Fold and commit until closed; raises what ended the ownership."""
         while not self._closing:
             self._wake.clear()
             self._check_commit()
+            if self._refetch:
+                self._refetch = False
+                await self._seek_back("nothing was fetched")
             if self._inbox and self._policy.may_fold:
                 await self._fold_next()
             decision = self._policy.decide(self._ports.now_s())
@@ -245,16 +259,16 @@ class PartitionTask:
             return
 
     async def _fold_next(self) -> None:
-        run = self._inbox.popleft()
-        self._inbox_bytes -= run.size_bytes
-        if self._paused and self._inbox_bytes <= self.options.pause_bytes // 2:
-            self._paused = False
-            self._ports.input.resume()
-        if run.next <= self.position:
-            return
-        if run.base > self.position:
-            await self._seek_back(run)
-            return
+        run, done = self._inbox.popleft()
+        try:
+            if run.base > self.position:
+                await self._seek_back(f"got {run.base}..{run.next}")
+            elif run.next > self.position:
+                await self._fold(run)
+        finally:
+            done()
+
+    async def _fold(self, run: RunPort) -> None:
         decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=True))
         if rejected is None:
             await self._wait_for_schemas(decoded.unknown_schemas)
@@ -328,10 +342,9 @@ class PartitionTask:
             first.offset,
         )
 
-    async def _seek_back(self, run: RunPort) -> None:
-        """A run begins after the position: what lies between must be fetched again, or be gone for good."""
-        self._inbox.clear()
-        self._inbox_bytes = 0
+    async def _seek_back(self, why: str) -> None:
+        """What comes at the position was not fetched, or was lost on the way: fetch it again, unless it is gone."""
+        self._empty_inbox()
         now_s = self._ports.now_s()
         if now_s - self._sought_s < self.options.seek_again_s:
             return
@@ -344,11 +357,8 @@ class PartitionTask:
             )
         self._sought_s = now_s
         self.stats.seeks_back += 1
-        log.info("%s: got %d..%d, seeking back to %d", self.identity, run.base, run.next, self.position)
+        log.info("%s: %s, seeking to %d again", self.identity, why, self.position)
         await self._ports.input.seek(self.position)
-        if self._paused:
-            self._paused = False
-            self._ports.input.resume()
 
     def _check_commit(self) -> None:
         if self._commit is not None and self._commit.done():
@@ -420,7 +430,7 @@ class PartitionTask:
         """Give up everything that is held, whatever state the task is in. Uncommitted folds are dropped."""
         self.state = TaskState.CLOSED
         self._closing = True
-        self._inbox.clear()
+        self._empty_inbox()
         if self._commit is not None:
             self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)

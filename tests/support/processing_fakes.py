@@ -126,21 +126,12 @@ class FakeInput:
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
         self.position = -1
-        self.paused = False
-        self.pauses = 0
 
     async def bounds(self) -> InputBounds:
         return InputBounds(self.broker.topic_id, self.broker.log_start, len(self.broker.events))
 
     async def seek(self, offset: int) -> None:
         self.position = offset
-
-    def pause(self) -> None:
-        self.paused = True
-        self.pauses += 1
-
-    def resume(self) -> None:
-        self.paused = False
 
 
 class FakeDecoder:

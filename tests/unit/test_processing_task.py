@@ -32,7 +32,7 @@ from tests.support.processing_fakes import (
 
 IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123", "me")
 QUICK = TaskOptions(
-    commit=CommitOptions(behind_linger_s=0.0, heartbeat_s=0.02), seek_again_s=0.01, schema_wait_s=0.01, pause_bytes=1000
+    commit=CommitOptions(behind_linger_s=0.0, heartbeat_s=0.02), seek_again_s=0.01, schema_wait_s=0.01, refetch_s=0.02
 )
 
 
@@ -72,6 +72,10 @@ async def until(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
             await asyncio.sleep(0.001)
 
 
+def ignore() -> None:
+    return
+
+
 async def serve(world: World, task: PartitionTask) -> asyncio.Task[None]:
     await task.take_over()
     return asyncio.create_task(task.run())
@@ -98,14 +102,14 @@ async def test_overlaps_are_sliced_and_gaps_sought_back() -> None:
     world.broker.events = [("a", 1)] * 10
     task = world.task()
     running = await serve(world, task)
-    task.offer(world.broker.run(0, 4))
-    task.offer(world.broker.run(2, 6))
-    task.offer(world.broker.run(0, 5))
+    task.offer(world.broker.run(0, 4), ignore)
+    task.offer(world.broker.run(2, 6), ignore)
+    task.offer(world.broker.run(0, 5), ignore)
     await until(lambda: task.committed_position == 6)
-    task.offer(world.broker.run(8, 10))
+    task.offer(world.broker.run(8, 10), ignore)
     await until(lambda: task.stats.seeks_back == 1)
     assert world.input.position == 6
-    task.offer(world.broker.run(6, 10))
+    task.offer(world.broker.run(6, 10), ignore)
     await until(lambda: task.committed_position == 10)
     assert changelog_state(world.broker) == {"a": 10}
     task.request_close()
@@ -117,7 +121,7 @@ async def test_bad_events_become_dead_letters_in_the_same_unit() -> None:
     world.broker.events = [("a", 1), (BAD, 0), ("b", 2)]
     task = world.task()
     running = await serve(world, task)
-    task.offer(world.broker.run(0, 3))
+    task.offer(world.broker.run(0, 3), ignore)
     await until(lambda: task.committed_position == 3)
     (letter,) = world.broker.outputs
     headers = dict(letter.headers)
@@ -138,8 +142,8 @@ async def test_an_unknown_schema_is_waited_for_once(arrives: bool) -> None:
     world.broker.events = [("new", 1), ("a", 1), ("new", 1)]
     task = world.task()
     running = await serve(world, task)
-    task.offer(world.broker.run(0, 2))
-    task.offer(world.broker.run(2, 3))
+    task.offer(world.broker.run(0, 2), ignore)
+    task.offer(world.broker.run(2, 3), ignore)
     await until(lambda: task.committed_position == 3)
     assert world.schemas.waits == 1
     assert len(world.broker.outputs) == (0 if arrives else 2)
@@ -154,7 +158,7 @@ async def test_a_marker_off_its_log_is_an_error_never_a_reset(topic_id: str, sta
     world.broker.events = [("a", 1)] * 10
     task = world.task()
     running = await serve(world, task)
-    task.offer(world.broker.run(0, 5))
+    task.offer(world.broker.run(0, 5), ignore)
     await until(lambda: task.committed_position == 5)
     task.request_close()
     await running
@@ -175,31 +179,48 @@ async def test_a_zombie_is_fenced_and_the_new_owner_goes_on() -> None:
     world.broker.events = [("a", 1)] * 6
     zombie = world.task()
     running = await serve(world, zombie)
-    zombie.offer(world.broker.run(0, 2))
+    zombie.offer(world.broker.run(0, 2), ignore)
     await until(lambda: zombie.committed_position == 2)
     owner = world.task(FakeStore())
     serving = await serve(world, owner)
-    zombie.offer(world.broker.run(2, 6))
+    zombie.offer(world.broker.run(2, 6), ignore)
     with pytest.raises(Fenced):
         await running
-    owner.offer(world.broker.run(2, 6))
+    owner.offer(world.broker.run(2, 6), ignore)
     await until(lambda: owner.committed_position == 6)
     assert changelog_state(world.broker) == {"a": 6}
     owner.request_close()
     await serving
 
 
-async def test_backpressure_pauses_and_resumes_the_input() -> None:
+async def test_every_offered_run_is_given_back() -> None:
     world = World()
     world.broker.events = [("a", 1)] * 100
     task = world.task()
+    given_back: list[int] = []
+    task.offer(world.broker.run(0, 5), lambda: given_back.append(-1))
+    assert given_back == [-1], "not running yet"
     await task.take_over()
-    for at in range(0, 100, 5):
-        task.offer(world.broker.run(at, at + 5))
-    assert world.input.paused
+    for at in [*range(0, 50, 5), 3, 90]:
+        task.offer(world.broker.run(at, at + 5), lambda at=at: given_back.append(at))  # type: ignore[misc]
+    assert given_back == [-1]
     running = asyncio.create_task(task.run())
-    await until(lambda: task.committed_position == 100)
-    assert not world.input.paused and world.input.pauses == 1
+    await until(lambda: task.committed_position == 50)
+    assert given_back == [-1, *range(0, 50, 5), 3, 90]
+    task.request_close()
+    await running
+
+
+async def test_an_input_that_goes_on_without_being_fetched_is_sought_again() -> None:
+    world = World()
+    task = world.task()
+    running = await serve(world, task)
+    world.broker.events = [("a", 1)] * 3
+    world.input.position = 99
+    async with asyncio.timeout(5):
+        while world.input.position != 0:
+            task.observe_end(1, 3)
+            await asyncio.sleep(0.001)
     task.request_close()
     await running
 
@@ -209,12 +230,12 @@ async def test_time_of_a_marker_follows_events_and_the_probe() -> None:
     world.broker.events = [("a", 1)] * 4
     task = world.task()
     running = await serve(world, task)
-    task.offer(world.broker.run(0, 2))
+    task.offer(world.broker.run(0, 2), ignore)
     await until(lambda: task.committed_position == 2)
     assert markers(world.broker)[-1].time_ms == 1_002
     task.observe_end(50_000, 4)
     assert all(marker.time_ms < 50_000 for marker in markers(world.broker))
-    task.offer(world.broker.run(2, 4))
+    task.offer(world.broker.run(2, 4), ignore)
     await until(lambda: task.committed_position == 4)
     task.observe_end(60_000, 4)
     await until(lambda: markers(world.broker)[-1].time_ms == 60_000)
@@ -238,7 +259,7 @@ async def test_runner_starts_again_after_an_unknown_outcome_and_stays_exact() ->
         while runner.task is None or runner.task.committed_position < 600:
             at = max(0, world.input.position - rng.randrange(3))
             end = min(600, at + rng.randrange(1, 40))
-            runner.offer(world.broker.run(at, max(at + 1, end)))
+            runner.offer(world.broker.run(at, max(at + 1, end)), ignore)
             world.input.position = max(world.input.position, end)
             await asyncio.sleep(0.001)
             if rng.random() < 0.05:
@@ -260,7 +281,7 @@ async def test_close_commits_what_is_folded() -> None:
     runner = PartitionRunner("score/0", make, RunnerOptions())
     runner.start()
     await until(lambda: runner.state == "running")
-    runner.offer(world.broker.run(0, 10))
+    runner.offer(world.broker.run(0, 10), ignore)
     task = runner.task
     assert task is not None
     await until(lambda: task.position == 10)
