@@ -1,0 +1,1 @@
+"""The built-in Avro schemas of events (`*.avsc`), read through `streams.serde.load_builtin`."""
