@@ -161,7 +161,7 @@ class Admin:
 
     async def _create(self, specs: list[TopicSpec]) -> None:
         brokers = len((await self._link.any_node(TopicIdsRequest([]))).brokers)
-        rows = [
+        rows: list[tuple[str, int, int, list[int], list[tuple[str, str]]]] = [
             (spec.name, spec.partitions, spec.replication or min(3, brokers), [], list(spec.config.items()))
             for spec in specs
         ]

@@ -17,6 +17,7 @@ from streams.model.marker import CLAIM_KEY, MARKER_KEY, Claim, Marker
 #: (key, row bytes or None when the row was removed, sequence number of the unit that wrote it)
 Row = tuple[bytes, bytes | None, int]
 
+_SPECIAL = (None, MARKER_KEY, CLAIM_KEY)
 _SEQ = struct.Struct("<8xQ")
 _TOMBSTONE_SEQ = struct.Struct("<Q")
 
@@ -87,7 +88,7 @@ class UnitBuilder:
             key, value = record.key, record.value
             if record.offset < base:
                 continue
-            if key == MARKER_KEY or key == CLAIM_KEY or key is None:
+            if key in _SPECIAL:
                 yield self._unit(key, value, record.offset)
                 rows = self._rows
                 continue
@@ -125,7 +126,7 @@ def _tombstone_seq(headers: list[tuple[str, bytes | None]]) -> int:
 class ChangelogReader:
     """Follows changelog partitions, read_committed, as Units. Not for concurrent use."""
 
-    def __init__(self, bootstrap_servers: str, options: ChangelogOptions = ChangelogOptions()) -> None:  # noqa: B008
+    def __init__(self, bootstrap_servers: str, options: ChangelogOptions = ChangelogOptions()) -> None:
         self._options = options
         self._consumer = RawConsumer(bootstrap_servers, options.fetch)
         self._builders: dict[TP, UnitBuilder] = {}
@@ -169,7 +170,7 @@ async def restore(
     from_offset: int,
     to_offset: int,
     *,
-    options: ChangelogOptions = ChangelogOptions(),  # noqa: B008
+    options: ChangelogOptions = ChangelogOptions(),
     timeout_s: float = 30.0,
 ) -> AsyncIterator[list[Unit]]:
     """Units of one partition from `from_offset` until the position has reached `to_offset`, in chunks.

@@ -58,7 +58,7 @@ Extra = tuple[str, int | None, Sequence[Record]]
 class TransactionalWriter:
     """Writes atomic units under one transactional id. Not for concurrent use: one commit at a time."""
 
-    def __init__(self, link: Link, transactional_id: str, options: WriterOptions = WriterOptions()) -> None:  # noqa: B008
+    def __init__(self, link: Link, transactional_id: str, options: WriterOptions = WriterOptions()) -> None:
         self._link, self._id, self._options = link, transactional_id, options
         self._channel = next(_channels)
         self._state: ProducerState | None = None
@@ -77,9 +77,7 @@ class TransactionalWriter:
         self._sequences.clear()
         self._state = ProducerState(answer.producer_id, answer.producer_epoch, True)
 
-    async def commit(
-        self, topic: str, partition: int, records: Sequence[Record], extra: Sequence[Extra] = ()
-    ) -> int:
+    async def commit(self, topic: str, partition: int, records: Sequence[Record], extra: Sequence[Extra] = ()) -> int:
         """Append `records` to a partition, and `extra` to others (partition None: by key), in one transaction.
 
         Returns the offset after the last of `records`; a control batch follows it, so a reader's position passes it.

@@ -120,5 +120,5 @@ class TopicIdsRequest(Request[TopicIdsRequestStruct]):  # type: ignore[misc]
     def build(self, request_struct_class: Any) -> Any:
         """The request in the version the broker speaks."""
         zero = uuid.UUID(int=0)
-        topics = None if self._topics is None else [(zero, name, {}) for name in self._topics]
+        topics: list[Any] | None = None if self._topics is None else [(zero, name, {}) for name in self._topics]
         return request_struct_class(topics, False, False, {})

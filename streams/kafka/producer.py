@@ -104,7 +104,7 @@ class _Budget:
 class EventProducer:
     """Appends records to event topics. Safe for concurrent use in one event loop."""
 
-    def __init__(self, bootstrap_servers: str, options: ProducerOptions = ProducerOptions()) -> None:  # noqa: B008
+    def __init__(self, bootstrap_servers: str, options: ProducerOptions = ProducerOptions()) -> None:
         self._bootstrap, self._options = bootstrap_servers, options
         self._budget = _Budget(options.in_flight_bytes)
         self._producer: Any = None

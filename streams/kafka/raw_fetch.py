@@ -81,10 +81,13 @@ _fetcher = _private_copy("aiokafka.consumer.fetcher")
 class _RawResult(_fetcher.FetchResult):  # type: ignore[misc, name-defined]
     """Stands for aiokafka's FetchResult: gives its one Run, then is empty."""
 
+    _partition_records: _RawPartition | None
+
     def getall(self, max_records: int | None = None) -> list[Run]:
-        if not self.has_more() or not self.check_assignment(self._topic_partition):
+        source = self._partition_records
+        if source is None or not self.check_assignment(self._topic_partition):
             return []
-        source, state = self._partition_records, self._assignment.state_value(self._topic_partition)
+        state = self._assignment.state_value(self._topic_partition)
         self._partition_records = None
         run = source.run(state.highwater if state.highwater is not None else -1)
         state.consumed_to(run.next)
@@ -152,7 +155,7 @@ class FetchOptions:
 class RawConsumer:
     """Reads Runs of assigned partitions from given positions; no group, no commits."""
 
-    def __init__(self, bootstrap_servers: str, options: FetchOptions = FetchOptions()) -> None:  # noqa: B008
+    def __init__(self, bootstrap_servers: str, options: FetchOptions = FetchOptions()) -> None:
         self._bootstrap = bootstrap_servers
         self._options = options
         self._consumer: Any = None

@@ -84,7 +84,7 @@ class BatchHeader(NamedTuple):
     producer_id: int
     producer_epoch: int
     base_sequence: int
-    count: int
+    records: int
 
     @property
     def next_offset(self) -> int:
@@ -167,7 +167,7 @@ def committed_batches(
         header = batch_header(batch)
         if check_crcs and calc_crc32c(memoryview(batch)[_CRC_FROM:]) != header.crc:
             raise CorruptRecordException(f"invalid CRC of the batch at offset {header.base_offset}")
-        if committed.admits(batch, header) and header.next_offset > position and header.count > 0:
+        if committed.admits(batch, header) and header.next_offset > position and header.records > 0:
             keep.append(decompressed(batch, header))
         position = max(position, header.next_offset)
     return tuple(keep), position

@@ -218,7 +218,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             return None
         self._acked[tp] = [offset for offset in acked if before is not None and offset >= before]
         self._acked_index[tp].difference_update(done)
-        return max(done) + 1
+        return int(max(done)) + 1
 
     def _forget_acks(self, tp: TP) -> None:
         self._acked.pop(driver.TP(*tp), None)
