@@ -99,10 +99,12 @@ class ManagedProcess:
         self._set("stopped")
 
     async def kill(self) -> None:
-        """SIGKILL to its group; returns when it is gone."""
-        if self._process is not None:
-            kill_group(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
+        """SIGKILL to its group, whatever is left of it; returns when it is gone."""
+        process, self._process = self._process, None
+        if process is not None:
+            kill_group(process.pid, signal.SIGKILL)
+            await process.wait()
+            self.identity = None
 
     async def _keep_running(self) -> None:
         policy, failures = self.spec.policy, 0
@@ -286,17 +288,19 @@ class Supervisor:
         temporary.replace(path)
 
     def _on_change(self, process: ManagedProcess) -> None:
-        if process.identity is not None:
-            self._tell_reaper(process.spec.name, process.identity.pid)
+        self._tell_reaper(process.spec.name, process.identity.pid if process.identity else None)
         self.write_state()
         self.on_change(process)
 
-    def _tell_reaper(self, name: str, pid: int) -> None:
-        """Tell the reaper of a new process group in place of that name's last; a dead reaper is replaced."""
-        if self._reaped.get(name) == pid and self._reaper is not None and self._reaper.poll() is None:
+    def _tell_reaper(self, name: str, pid: int | None) -> None:
+        """Tell the reaper of a process group that came or went; a dead reaper is replaced."""
+        before = self._reaped.get(name)
+        if before == pid and (pid is None or (self._reaper is not None and self._reaper.poll() is None)):
             return
-        lines = [f"-{self._reaped[name]}"] if name in self._reaped and self._reaped[name] != pid else []
-        self._reaped[name] = pid
+        lines = [f"-{before}"] if before not in (None, pid) else []
+        self._reaped.pop(name, None)
+        if pid is not None:
+            self._reaped[name] = pid
         if self._reaper is None or self._reaper.poll() is not None:
             command = [sys.executable, "-I", "-S", str(REAPER)]
             self._reaper = subprocess.Popen(
@@ -304,7 +308,7 @@ class Supervisor:
                 start_new_session=True, bufsize=0,
             )  # fmt: skip
             lines = [f"+{each}" for each in self._reaped.values()]
-        else:
+        elif pid is not None:
             lines.append(f"+{pid}")
         assert self._reaper.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -317,7 +321,4 @@ class Supervisor:
                 lines = "".join(f"-{pid}\n" for pid in self._reaped.values())
                 self._reaper.stdin.write(lines.encode())
             self._reaper.stdin.close()
-            self._reaper.wait(GRACE_WAIT_S)
-
-
-GRACE_WAIT_S = 5.0
+            self._reaper.wait(5.0)

@@ -1,0 +1,321 @@
+"""Starting a whole system: what runs, in which order, in the foreground or detached.
+
+`python -m streams.region.up --data DIR [--regions a,b]` is what `streams up --detach` leaves running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+
+import streams
+from streams.model.errors import Conflict, StreamsError, Unavailable
+from streams.model.topology import Region, Topology
+from streams.region import jars, kafka_server, mirror_maker
+from streams.region.java import JvmOptions
+from streams.region.kafka_server import KafkaOptions
+from streams.region.mirror_maker import MirrorOptions
+from streams.region.paths import data_dir
+from streams.region.plan import MIRROR_PORT, parse_regions, plan
+from streams.region.processes import free_ports
+from streams.region.status import read_state
+from streams.region.supervisor import ManagedProcess, ProcessSpec, Supervisor
+
+LOCK_NAME = "supervisor.lock"
+Say = Callable[[str], None]
+RegionCommand = Callable[[Path, Region], Sequence[str]]
+
+
+def cli_command(process: str) -> RegionCommand:
+    """The command line of `streams worker` or `streams gateway` for one region, in this interpreter."""
+
+    def command(data: Path, region: Region) -> list[str]:
+        return [sys.executable, "-m", "streams.cli.main", process, "--region", region.name, "--data", str(data)]
+
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What to start. `regions` None means those the directory holds, or the default two.
+
+    `prepare` runs once the brokers answer, before anything else starts (to make topics). `worker` and `gateway` give
+    each region's command; None leaves them out. `settings` override any of Kafka's own.
+    """
+
+    data: Path
+    regions: tuple[str, ...] | None = None
+    prepare: Callable[[Topology], Awaitable[None]] | None = None
+    worker: RegionCommand | None = field(default_factory=lambda: cli_command("worker"))
+    gateway: RegionCommand | None = field(default_factory=lambda: cli_command("gateway"))
+    kafka_jvm: JvmOptions = JvmOptions()
+    settings: dict[str, str] = field(default_factory=dict)
+    ready_timeout_s: float = 180.0
+
+
+def process_env() -> dict[str, str]:
+    """The environment with which children find this very package, installed or not."""
+    root = str(Path(streams.__file__).resolve().parents[1])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
+    return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONUNBUFFERED": "1"}
+
+
+def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
+    """The processes of a system: brokers (phase 0), then mirror, workers and gateways together (phase 1)."""
+    found = [_kafka_spec(options, region) for region in topology.regions]
+    if len(topology.regions) > 1:
+        found.append(_mirror_spec(options, topology))
+    for region in topology.regions:
+        if options.worker is not None:
+            found.append(_python_spec(options, region, "worker", options.worker))
+        if options.gateway is not None:
+            found.append(_python_spec(options, region, "gateway", options.gateway))
+    return found
+
+
+def _kafka_spec(options: UpOptions, region: Region) -> ProcessSpec:
+    name = f"kafka-{region.name}"
+    port = int(region.bootstrap_servers.rpartition(":")[2])
+    kafka = KafkaOptions(
+        name,
+        options.data / "kafka" / region.name,
+        options.data / "logs" / f"{name}.log",
+        port,
+        region.controller_port,
+        mirror_port=int(region.extra.get(MIRROR_PORT, 0)),
+        mirror_advertised_port=int(region.mirror_bootstrap_servers.rpartition(":")[2] or 0),
+        jvm=options.kafka_jvm,
+        settings=options.settings,
+    )
+    return ProcessSpec(
+        name=name,
+        command=lambda: kafka_server.kafka_command(kafka),
+        log_file=kafka.log_file,
+        is_ready=lambda: kafka_server.is_ready(port),
+        regions=(region.name,),
+        ready_timeout_s=120.0,
+        stop_timeout_s=20.0,
+    )
+
+
+def _mirror_spec(options: UpOptions, topology: Topology) -> ProcessSpec:
+    log_file = options.data / "logs" / "mirror.log"
+    port = 0
+
+    def command() -> list[str]:
+        nonlocal port
+        port = free_ports(1)[0]
+        return mirror_maker.mirror_command(MirrorOptions(options.data / "mirror", log_file, port, topology.regions))
+
+    return ProcessSpec(
+        name="mirror",
+        command=command,
+        log_file=log_file,
+        is_ready=lambda: mirror_maker.is_ready(port),
+        regions=topology.names,
+        phase=1,
+        ready_timeout_s=120.0,
+        stop_timeout_s=2.0,  # exactly once, so killing it loses nothing; its own goodbye takes several seconds
+        fatal_lines=mirror_maker.FATAL_LINES,
+    )
+
+
+def _python_spec(options: UpOptions, region: Region, process: str, command: RegionCommand) -> ProcessSpec:
+    name = f"{process}-{region.name}"
+    url = f"{region.gateway_url}/readyz"
+    return ProcessSpec(
+        name=name,
+        command=lambda: command(options.data, region),
+        log_file=options.data / "logs" / f"{name}.log",
+        is_ready=(lambda: _answers(url)) if process == "gateway" else (lambda: True),
+        regions=(region.name,),
+        phase=1,
+        env=process_env(),
+        ready_timeout_s=options.ready_timeout_s,
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def run(options: UpOptions, say: Say) -> None:
+    """Start everything, say `ready`, and keep it running until SIGINT or SIGTERM; then stop everything.
+
+    Blocks. Conflict when another supervisor has the directory; StreamsError with the reason when something does not
+    start: then everything that did is stopped again. A second signal while stopping kills at once.
+    """
+    options.data.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(options.data / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except LockTimeout:
+        state = read_state(options.data) or {}
+        who = f"process {state['pid']}" if state.get("pid") else "another process"
+        raise Conflict(
+            f"{who} already runs the system in {options.data}",
+            field="--data",
+            fix="use it, stop it with `streams down`, or choose another --data",
+        ) from None
+    try:
+        asyncio.run(_run(options, say))
+    finally:
+        lock.release()
+
+
+async def _run(options: UpOptions, say: Say) -> None:
+    started = time.monotonic()
+    stop_asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop_asked.set)
+    _end_leftovers(options.data)
+    await asyncio.to_thread(jars.class_path, "kafka")
+    topology = plan(options.data, options.regions)
+    supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
+    supervisor.on_change = _narrator(say, supervisor)
+
+    async def prepare() -> None:
+        if options.prepare is not None:
+            say("preparing topics and definitions")
+            await options.prepare(topology)
+
+    starting = asyncio.create_task(supervisor.start({0: prepare}))
+    stopping = asyncio.create_task(stop_asked.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done() and not stop_asked.is_set():
+            starting.result()
+            for region in topology.regions:
+                say(f"{region.name}  gateway {region.gateway_url}  kafka {region.bootstrap_servers}")
+            say(f"ready ({time.monotonic() - started:.1f} s)")
+            await stopping
+    finally:
+        starting.cancel()
+        say("stopping")
+        await _stop(supervisor, loop)
+        with contextlib.suppress(asyncio.CancelledError, StreamsError):
+            await starting
+        say("stopped")
+
+
+async def _stop(supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
+    killing: list[asyncio.Task[None]] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+        loop.add_signal_handler(number, lambda: killing.append(loop.create_task(supervisor.kill())))
+    await supervisor.stop()
+
+
+def _narrator(say: Say, supervisor: Supervisor) -> Callable[[ManagedProcess], None]:
+    """Say when a process becomes ready or needs another start."""
+    told: dict[str, str] = {}
+
+    def on_change(process: ManagedProcess) -> None:
+        name, state = process.spec.name, process.state
+        if told.get(name) == state or supervisor.state == "stopping":
+            return
+        told[name] = state
+        if state == "running":
+            say(f"{name} is up")
+        elif state == "backoff" and process.failure is not None:
+            say(f"{process.failure}; starting it again")
+
+    return on_change
+
+
+def _end_leftovers(data: Path) -> None:
+    """End what a killed supervisor may have left, so that two brokers never share a directory."""
+    from streams.region.status import kill_leftovers  # noqa: PLC0415
+
+    kill_leftovers(data)
+
+
+def detach(options: UpOptions, say: Say) -> None:
+    """Start the system in a process of its own that keeps none of this one's descriptors; return when it is ready.
+
+    StreamsError with the reason when it does not become ready.
+    """
+    options.data.mkdir(parents=True, exist_ok=True)
+    jars.class_path("kafka")  # here, where the user sees the progress bar
+    command = [sys.executable, "-m", "streams.region.up", "--data", str(options.data)]
+    if options.regions:
+        command += ["--regions", ",".join(options.regions)]
+    log_file = options.data / "logs" / "supervisor.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    position = log_file.stat().st_size if log_file.exists() else 0
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **process_env()},
+            cwd=options.data,
+            start_new_session=True,
+            close_fds=True,
+        )
+    try:
+        _follow(process, log_file, position, say)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+
+
+def _follow(process: subprocess.Popen[bytes], log_file: Path, position: int, say: Say) -> None:
+    """Repeat what the detached supervisor says until it is ready or gone."""
+    last = ""
+    with log_file.open("rb") as log:
+        log.seek(position)
+        while True:
+            gone = process.poll() is not None
+            for raw in iter(log.readline, b""):
+                line = raw.decode(errors="replace").rstrip()
+                if line.startswith("error: "):
+                    raise Unavailable(line.removeprefix("error: "))
+                last = line or last
+                say(line)
+                if line.startswith("ready ("):
+                    return
+            if gone:
+                raise Unavailable(f"the supervisor ended: {last or 'it said nothing'}", fix=f"see {log_file}")
+            time.sleep(0.05)
+
+
+def main(arguments: Sequence[str] | None = None, *, overrides: Mapping[str, object] | None = None) -> int:
+    """Run a system in the foreground, one line of progress a step on standard output; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m streams.region.up")
+    parser.add_argument("--data")
+    parser.add_argument("--regions")
+    parsed = parser.parse_args(arguments)
+    try:
+        regions = parse_regions(parsed.regions) if parsed.regions else None
+        options = UpOptions(data_dir(parsed.data), regions, **(overrides or {}))  # type: ignore[arg-type]
+        run(options, lambda line: print(line, flush=True))
+    except StreamsError as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
