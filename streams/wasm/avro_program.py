@@ -1,4 +1,6 @@
-"""Compiles a parsed Avro schema to the program that the decoder checks values with (wasm_udfs/record_decoder/avro_check.h).
+"""Compiles a parsed Avro schema to the program that the decoder checks values with.
+
+The interpreter is wasm_udfs/record_decoder/avro_check.h.
 
 A node is an opcode byte and its operands, little endian; positions are from the start of the program:
 0 null, 1 boolean, 2 int, 3 long, 4 float, 5 double, 6 bytes, 7 string, 8 fixed u32 size, 9 enum u32 symbols,

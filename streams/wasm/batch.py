@@ -65,7 +65,7 @@ def starts_of(ends: Array) -> Array:
 class Batch:
     """A parsed batch v1: columns as numpy views over `raw` (immutable; nothing is copied)."""
 
-    __slots__ = ("raw", "n", "_sections")
+    __slots__ = ("_sections", "n", "raw")
 
     def __init__(self, raw: bytes, n: int, sections: dict[int, tuple[int, Array]]) -> None:
         self.raw = raw

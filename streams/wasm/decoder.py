@@ -96,9 +96,7 @@ class DecoderConfig:
             programs.append(schema.program)
             at += len(schema.program)
         default = self.default_ttl_ms or 0
-        head = _CONFIG.pack(
-            default, self.ttl_ms_min, self.ttl_ms_max, CLOCK_AHEAD_MS, len(prefix), len(self.schemas)
-        )
+        head = _CONFIG.pack(default, self.ttl_ms_min, self.ttl_ms_max, CLOCK_AHEAD_MS, len(prefix), len(self.schemas))
         return b"".join((head, *table, prefix, *programs))
 
 
@@ -157,9 +155,7 @@ class RecordDecoder:
         self._guest: Guest | None = None
         self._config: bytes | None = None
 
-    def decode(
-        self, batches: Sequence[bytes], position: int, next_position: int, config: DecoderConfig
-    ) -> Decoded:
+    def decode(self, batches: Sequence[bytes], position: int, next_position: int, config: DecoderConfig) -> Decoded:
         """Events with offsets in [position, next_position). DecodeError if the bytes are not record batches v2."""
         encoded = config.encode()
         try:

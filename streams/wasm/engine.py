@@ -105,9 +105,7 @@ class EngineHost:
             self._calls += 1
             if self._thread is None:
                 self._stop = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._tick, args=(self._stop,), name="wasm-epochs", daemon=True
-                )
+                self._thread = threading.Thread(target=self._tick, args=(self._stop,), name="wasm-epochs", daemon=True)
                 self._thread.start()
         try:
             yield

@@ -11,7 +11,7 @@ its key's row: which events those are does not depend on where batches were cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -59,7 +59,7 @@ class FoldOptions:
     fold again after a trap; beyond it the rows are taken out early. `merge`: the merge type rows must have.
     """
 
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     cache_bytes: int = 128 << 20
     retain_bytes: int = 64 << 20
     merge: int | None = None

@@ -8,9 +8,9 @@ import struct
 import wasmtime
 
 from streams.wasm.engine import STACK_BYTES, TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
+from streams.wasm.fastcall import FastFunction
 
 _DESC = struct.Struct("<IIi")
-_WORD = 0xFFFFFFFF
 _MESSAGES = {
     "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
     "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
@@ -45,8 +45,9 @@ class Guest:
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
                 raise self._trap(error) from None
         exports = instance.exports(self._store)
-        self._functions = {n: f for n in exports if isinstance(f := exports[n], wasmtime.Func)}
-        memory = exports["memory"] if "memory" in exports else None
+        self._exports = {n: f for n in exports if isinstance(f := exports[n], wasmtime.Func)}
+        self._functions: dict[str, FastFunction] = {}
+        memory = exports.get("memory", None)
         if not isinstance(memory, wasmtime.Memory):
             raise UdfTrap("the module exports no memory", TrapKind.MALFORMED)
         self._memory = memory
@@ -71,17 +72,18 @@ class Guest:
         return UdfTrap(text, TrapKind.TRAP)
 
     def call(self, name: str, *params: int) -> int:
-        """Calls an export that answers an i32 (returned unsigned) or nothing (0). UdfTrap when it is stopped."""
+        """Calls an export that answers an i32 (returned unsigned). UdfTrap when it is stopped."""
         function = self._functions.get(name)
         if function is None:
-            raise UdfTrap(f"the module exports no {name}", TrapKind.MALFORMED)
+            if name not in self._exports:
+                raise UdfTrap(f"the module exports no {name}", TrapKind.MALFORMED)
+            function = self._functions[name] = FastFunction(self._store, self._exports[name], name)
         self._arm()
         with self._host.ticking():
             try:
-                result = function(self._store, *params)
+                return function(*params)
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
                 raise self._trap(error) from None
-        return (result or 0) & _WORD
 
     @property
     def memory_bytes(self) -> int:
@@ -121,4 +123,5 @@ class Guest:
         """Frees the instance and its memory."""
         self._store.close()
         self._functions = {}
+        self._exports = {}
         self._memory = None
