@@ -1,0 +1,67 @@
+"""`streams bench [NAME] [--json]`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from streams.bench.counters import EVENTS, ROUNDS, CountersOptions, Say, bench_counters
+from streams.bench.machine import machine
+from streams.bench.report import Report, Result
+from streams.model.errors import BadInput, StreamsError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+ALL = "all"
+Bench = Callable[[CountersOptions, Say], Sequence[Result]]
+BENCHES: dict[str, Bench] = {
+    "counters": bench_counters,
+}
+
+
+def run_benches(name: str, options: CountersOptions, say: Say) -> Report:
+    """Run one bench, or all, and return what they measured; BadInput for an unknown name."""
+    if name != ALL and name not in BENCHES:
+        raise BadInput(f"there is no bench {name}", field="NAME", fix=f"choose of {ALL}, {', '.join(BENCHES)}")
+    before = machine()
+    chosen = BENCHES if name == ALL else {name: BENCHES[name]}
+    results = [result for bench in chosen.values() for result in bench(options, say)]
+    return Report(name, results, before)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHES)}; all of them by default")] = ALL,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON and nothing else on standard output")] = False,
+    events: Annotated[int, typer.Option(help="events of a round, the warm-up not counted")] = EVENTS,
+    rounds: Annotated[int, typer.Option(help="rounds, of which the median counts")] = ROUNDS,
+    only: Annotated[str, typer.Option(help="contenders, separated by commas")] = "",
+) -> None:
+    """Run benchmarks, each beside its peers in one run; they start their own system and stop it."""
+    signal.signal(signal.SIGTERM, _end)
+    errors = Console(stderr=True)
+    try:
+        contenders = tuple(only.split(",")) if only else CountersOptions().contenders
+        options = CountersOptions(events=events, rounds=rounds, contenders=contenders)
+        report = run_benches(name, options, lambda text: errors.print(text, style="dim", highlight=False))
+    except StreamsError as error:
+        errors.print(f"streams bench: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        report.show(Console())
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    """Leave by an exception, so that everything that was started is stopped."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,171 @@
+"""Who takes part in the `counters` bench: Kafka Streams twice, stock Faust, and ours.
+
+A contender is given a topic full of events and an empty directory, starts its own process, and says how long it took
+from the last warm-up event until everything after it was committed, and what its table's changelog then holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from streams.bench.java import Java, run
+from streams.bench.load import Load, counter_rows, dump
+from streams.model.errors import StreamsError
+from streams.model.marker import Marker
+from streams.region.processes import die_with_parent, spawn, stop
+
+PEERS = Path(__file__).with_name("peers")
+STREAMS = "streams"
+SLOW = frozenset({"faust"})
+"""Contenders that are given fewer events, since theirs last minutes otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a contender runs: `name` is new in every round (application ids), `directory` is empty."""
+
+    java: Java
+    load: Load
+    name: str
+    directory: Path
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Timed events, the seconds they took, and every key's total as read back from the committed changelog."""
+
+    events: int
+    seconds: float
+    totals: dict[str, int]
+
+    @property
+    def events_per_s(self) -> float:
+        """Events a second."""
+        return self.events / self.seconds
+
+
+Contender = Callable[[Setting], Measured]
+
+
+def run_kafka_streams(setting: Setting, guarantee: str) -> Measured:
+    """Kafka Streams: groupByKey, reduce, RocksDB with changelog; `guarantee` is its `processing.guarantee`."""
+    load = setting.load
+    arguments = (load.bootstrap_servers, load.topic, setting.name, str(setting.directory), guarantee)
+    numbers = (str(load.partitions), str(load.warmup_events), f"{setting.timeout_s:.0f}")
+    answer = setting.java.run("CountersPeer", *arguments, *numbers, timeout_s=setting.timeout_s + 30)
+    rows = dump(setting.java, load.bootstrap_servers, f"{setting.name}-counts-changelog", _dump_file(setting))
+    return _measured(answer, {key.decode(): int.from_bytes(value, "big") for key, value in rows.items()})
+
+
+def run_faust(setting: Setting) -> Measured:
+    """Stock Faust: an agent and a `Table` in rocksdict with its changelog, one worker process."""
+    load = setting.load
+    arguments = [load.bootstrap_servers, load.topic, setting.name, str(setting.directory)]
+    numbers = [str(load.warmup_events), str(load.total_events), f"{setting.timeout_s:.0f}"]
+    command = [sys.executable, str(PEERS / "faust_counters.py"), *arguments, *numbers]
+    answer = run(command, timeout_s=setting.timeout_s + 30)
+    rows = dump(setting.java, load.bootstrap_servers, f"{setting.name}-counts-changelog", _dump_file(setting))
+    return _measured(answer, {json.loads(key): json.loads(value) for key, value in rows.items()})
+
+
+def run_streams(setting: Setting) -> Measured:
+    """Ours: a worker process (`streams worker`) over the load's topic, observed only through its changelog's markers.
+
+    Timed from the first marker past the warm-up to the first that covers the topic's end, as a read_committed reader
+    sees them; events committed with the former are not counted. StreamsError when it does not get there in time.
+    """
+    load = setting.load
+    region = ["--region", "us-east", "--bootstrap-servers", load.bootstrap_servers]
+    command = [sys.executable, "-m", "streams.cli.main", "worker", *region, "--data", str(setting.directory / "data")]
+    log = setting.directory / "worker.log"
+    worker = spawn(command, log)
+    try:
+        wait_for_topic(setting, TABLE_TOPIC, worker)
+        start, end = _watch_markers(setting, worker)
+    except StreamsError as error:
+        words = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
+        raise StreamsError(f"{error.detail}; the worker said: {words}") from None
+    finally:
+        stop(worker)
+    rows = dump(setting.java, load.bootstrap_servers, TABLE_TOPIC, _dump_file(setting))
+    return Measured(end.position - start.position, end.seconds - start.seconds, counter_rows(rows))
+
+
+CONTENDERS: dict[str, Contender] = {
+    STREAMS: run_streams,
+    "kafka-streams-eos-v2": lambda setting: run_kafka_streams(setting, "exactly_once_v2"),
+    "kafka-streams": lambda setting: run_kafka_streams(setting, "at_least_once"),
+    "faust": run_faust,
+}
+
+TABLE_TOPIC = "table.score"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The sum of next positions over a topic's partitions at a moment, in seconds since some start."""
+
+    seconds: float
+    position: int
+
+
+def wait_for_topic(setting: Setting, topic: str, worker: subprocess.Popen[bytes]) -> None:
+    """Wait until the worker has made its table's changelog; StreamsError when it ends or takes too long."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and worker.poll() is None:
+        if topic in setting.java.run("BenchTool", "topics", setting.load.bootstrap_servers).split():
+            return
+    raise StreamsError(f"the worker made no topic {topic}")
+
+
+def _watch_markers(setting: Setting, worker: subprocess.Popen[bytes]) -> tuple[Progress, Progress]:
+    """The first committed progress past the warm-up, and the first that is complete."""
+    load = setting.load
+    command = setting.java.command("BenchTool", "markers", load.bootstrap_servers, TABLE_TOPIC, heap_mb=256)
+    command.append(f"{setting.timeout_s:.0f}")
+    watcher = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent()
+    )
+    positions: dict[str, int] = {}
+    start: Progress | None = None
+    try:
+        for line in watcher.stdout or ():
+            if worker.poll() is not None:
+                break
+            progress = advance(positions, line)
+            if start is None and progress.position >= load.warmup_events:
+                start = progress
+            if start is not None and progress.position >= load.total_events:
+                return start, progress
+        raise StreamsError(f"ours got to {sum(positions.values())} of {load.total_events} events")
+    finally:
+        watcher.kill()
+        watcher.wait()
+
+
+def advance(positions: dict[str, int], line: str) -> Progress:
+    """Take in a line of `BenchTool markers` (`seconds marker-JSON`); `positions` is by `topic/partition`."""
+    seconds, _, body = line.partition(" ")
+    for name, at in Marker.decode(body.encode()).inputs.items():
+        positions[name] = max(positions.get(name, 0), at.next)
+    return Progress(float(seconds), sum(positions.values()))
+
+
+def _measured(answer: str, totals: dict[str, int]) -> Measured:
+    found = re.findall(r"\{.*\}", answer)  # Faust puts terminal codes before it
+    if not found:
+        raise StreamsError("the peer printed no result")
+    body = json.loads(found[-1])
+    return Measured(body["events"], body["seconds"], totals)
+
+
+def _dump_file(setting: Setting) -> Path:
+    return setting.directory / "changelog.dump"

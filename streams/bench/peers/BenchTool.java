@@ -1,0 +1,218 @@
+import java.io.BufferedOutputStream;
+import java.io.DataOutputStream;
+import java.io.FileOutputStream;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Properties;
+import java.util.concurrent.atomic.AtomicReference;
+import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.producer.KafkaProducer;
+import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.common.PartitionInfo;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.header.Header;
+import org.apache.kafka.common.header.internals.RecordHeader;
+import org.apache.kafka.common.serialization.ByteArrayDeserializer;
+import org.apache.kafka.common.serialization.ByteArraySerializer;
+
+/**
+ * What the benches do to Kafka themselves, outside every measured time.
+ *
+ * <p>`produce bootstrap topic format events keys schemaId origin`: event i adds (i % 7) + 1 to key
+ * `score:pNNNN`, NNNN = splitmix64(i) mod keys, by the default partitioner. Format `long`: an 8-byte big-endian long; `streams`: our wire
+ * format and headers.
+ *
+ * <p>`dump bootstrap topic file`: the last value of every key of a topic, read_committed:
+ * (i32 key length, key, i32 value length or -1, value)…
+ *
+ * <p>`markers bootstrap topic seconds`: follows the last committed marker of every partition of a table's changelog;
+ * prints `seconds-since-start marker-JSON` for each new one, for that many seconds.
+ *
+ * <p>`create bootstrap topic partitions name=value…`, `delete bootstrap prefix`, `topics bootstrap`.
+ */
+public final class BenchTool {
+    private static final byte[] MARKER = "\0marker".getBytes(StandardCharsets.UTF_8);
+
+    static long splitmix64(long i) {
+        long z = i * 0x9E3779B97F4A7C15L + 0x9E3779B97F4A7C15L;
+        z = (z ^ (z >>> 30)) * 0xBF58476D1CE4E5B9L;
+        z = (z ^ (z >>> 27)) * 0x94D049BB133111EBL;
+        return z ^ (z >>> 31);
+    }
+
+    private static byte[] counterAdd(int schemaId, long add) {
+        ByteBuffer out = ByteBuffer.allocate(15).put((byte) 0).putInt(schemaId);
+        long zigzag = (add << 1) ^ (add >> 63);
+        while ((zigzag & ~0x7FL) != 0) {
+            out.put((byte) (zigzag & 0x7F | 0x80));
+            zigzag >>>= 7;
+        }
+        out.put((byte) zigzag);
+        byte[] value = new byte[out.position()];
+        out.flip().get(value);
+        return value;
+    }
+
+    private static void produce(String[] a) throws Exception {
+        Properties config = new Properties();
+        config.put("bootstrap.servers", a[1]);
+        config.put("linger.ms", "20");
+        config.put("batch.size", "65536");
+        boolean plain = a[3].equals("long");
+        long events = Long.parseLong(a[4]);
+        int keys = Integer.parseInt(a[5]);
+        int schemaId = Integer.parseInt(a[6]);
+        byte[] origin = a[7].getBytes(StandardCharsets.UTF_8);
+        AtomicReference<Exception> failure = new AtomicReference<>();
+        try (var producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer())) {
+            long lastMs = 0;
+            long counter = 0;
+            for (long i = 0; i < events && failure.get() == null; i++) {
+                long add = i % 7 + 1;
+                String id = Integer.toString((int) Long.remainderUnsigned(splitmix64(i), keys));
+                byte[] key = ("score:p" + "0".repeat(Math.max(0, 4 - id.length())) + id).getBytes(StandardCharsets.UTF_8);
+                byte[] value = plain ? ByteBuffer.allocate(8).putLong(add).array() : counterAdd(schemaId, add);
+                List<Header> headers = null;
+                if (!plain) {
+                    long nowMs = System.currentTimeMillis();
+                    counter = nowMs > lastMs ? 0 : counter + 1;
+                    lastMs = Math.max(nowMs, lastMs);
+                    long hlc = (lastMs << 16) + counter;
+                    headers = List.of(
+                        new RecordHeader("hlc", Long.toUnsignedString(hlc).getBytes(StandardCharsets.US_ASCII)),
+                        new RecordHeader("origin", origin));
+                }
+                producer.send(new ProducerRecord<>(a[2], null, null, key, value, headers), (meta, error) -> {
+                    if (error != null) {
+                        failure.set(error);
+                    }
+                });
+            }
+        }
+        if (failure.get() != null) {
+            throw failure.get();
+        }
+    }
+
+    private static KafkaConsumer<byte[], byte[]> consumer(String bootstrap) {
+        return new KafkaConsumer<>(
+            Map.<String, Object>of("bootstrap.servers", bootstrap, "isolation.level", "read_committed", "enable.auto.commit", "false"),
+            new ByteArrayDeserializer(), new ByteArrayDeserializer());
+    }
+
+    private static List<TopicPartition> partitions(KafkaConsumer<?, ?> consumer, String topic) {
+        List<TopicPartition> found = new ArrayList<>();
+        for (PartitionInfo info : consumer.partitionsFor(topic)) {
+            found.add(new TopicPartition(topic, info.partition()));
+        }
+        return found;
+    }
+
+    private static void dump(String[] a) throws Exception {
+        Map<ByteBuffer, byte[]> last = new HashMap<>();
+        try (var consumer = consumer(a[1])) {
+            List<TopicPartition> assigned = partitions(consumer, a[2]);
+            consumer.assign(assigned);
+            consumer.seekToBeginning(assigned);
+            Map<TopicPartition, Long> ends = consumer.endOffsets(assigned);
+            while (assigned.stream().anyMatch(tp -> consumer.position(tp) < ends.get(tp))) {
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(100))) {
+                    last.put(ByteBuffer.wrap(record.key()), record.value());
+                }
+            }
+        }
+        try (var out = new DataOutputStream(new BufferedOutputStream(new FileOutputStream(a[3])))) {
+            for (var entry : last.entrySet()) {
+                out.writeInt(entry.getKey().array().length);
+                out.write(entry.getKey().array());
+                byte[] value = entry.getValue();
+                out.writeInt(value == null ? -1 : value.length);
+                if (value != null) {
+                    out.write(value);
+                }
+            }
+        }
+    }
+
+    private static void markers(String[] a) throws Exception {
+        long start = System.nanoTime();
+        try (var consumer = consumer(a[1])) {
+            List<TopicPartition> assigned = partitions(consumer, a[2]);
+            consumer.assign(assigned);
+            Map<TopicPartition, Long> shown = new HashMap<>();
+            while (System.nanoTime() - start < Long.parseLong(a[3]) * 1_000_000_000L) {
+                Map<TopicPartition, Long> ends = consumer.endOffsets(assigned);
+                List<TopicPartition> moved = new ArrayList<>();
+                for (TopicPartition tp : assigned) {
+                    if (ends.get(tp) > shown.getOrDefault(tp, 0L)) {
+                        consumer.seek(tp, Math.max(0, ends.get(tp) - 2));
+                        shown.put(tp, ends.get(tp));
+                        moved.add(tp);
+                    }
+                }
+                double seconds = (System.nanoTime() - start) / 1e9;
+                if (moved.isEmpty()) {
+                    Thread.sleep(10);
+                    continue;
+                }
+                consumer.pause(assigned);
+                consumer.resume(moved);
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(50))) {
+                    if (java.util.Arrays.equals(record.key(), MARKER)) {
+                        System.out.println(seconds + " " + new String(record.value(), StandardCharsets.UTF_8));
+                    }
+                }
+                System.out.flush();
+            }
+        }
+    }
+
+    private static void delete(String[] a) throws Exception {
+        try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", a[1]))) {
+            List<String> doomed = new ArrayList<>();
+            for (String name : admin.listTopics().names().get()) {
+                if (name.startsWith(a[2])) {
+                    doomed.add(name);
+                }
+            }
+            admin.deleteTopics(doomed).all().get();
+        }
+    }
+
+    private static void topics(String[] a) throws Exception {
+        try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", a[1]))) {
+            admin.listTopics().names().get().forEach(System.out::println);
+        }
+    }
+
+    private static void create(String[] a) throws Exception {
+        try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", a[1]))) {
+            Map<String, String> config = new HashMap<>();
+            for (int i = 4; i < a.length; i++) {
+                String[] pair = a[i].split("=", 2);
+                config.put(pair[0], pair[1]);
+            }
+            var topic = new org.apache.kafka.clients.admin.NewTopic(a[2], Integer.parseInt(a[3]), (short) 1);
+            admin.createTopics(List.of(topic.configs(config))).all().get();
+        }
+    }
+
+    public static void main(String[] a) throws Exception {
+        switch (a[0]) {
+            case "produce" -> produce(a);
+            case "dump" -> dump(a);
+            case "markers" -> markers(a);
+            case "create" -> create(a);
+            case "delete" -> delete(a);
+            case "topics" -> topics(a);
+            default -> throw new IllegalArgumentException(a[0]);
+        }
+    }
+}
