@@ -142,7 +142,6 @@ class PartitionTask:
         self._closing = False
         self._wake = asyncio.Event()
         self._outputs: list[Output] = []
-        self._in_flight: dict[bytes, bytes | None] = {}
         self._commit: asyncio.Task[None] | None = None
         self._sought_s = -1e9
         self._fetched_s = ports.now_s()
@@ -314,15 +313,10 @@ class PartitionTask:
         job.add_done_callback(self._jobs.discard)
         return await asyncio.shield(job)
 
-    def _load_rows(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Rows as of the last `take`: those of the commit in flight are not in the store yet."""
-        store, in_flight = self._store, self._in_flight
-        assert store is not None
-        if not in_flight:
-            return store.multi_get(keys)
-        missing = [key for key in keys if key not in in_flight]
-        stored = iter(store.multi_get(missing)) if missing else iter(())
-        return [in_flight[key] if key in in_flight else next(stored) for key in keys]
+    def _load_rows(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        """Committed rows; the fold host knows those that were taken but are not committed."""
+        assert self._store is not None
+        return self._store.multi_get(keys)
 
     def _reject(self, rejected: Sequence[Rejected]) -> None:
         if not rejected:
@@ -371,15 +365,17 @@ class PartitionTask:
         unit = await self._blocking(lambda: self._take_unit(action))
         if action is Action.HEARTBEAT:
             self.stats.heartbeats += 1
-        self._outputs = []
-        self._in_flight = dict(unit.rows)
         self._policy.started(self._ports.now_s())
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())
 
     def _take_unit(self, action: Action) -> _Unit:
         began_s = self._ports.now_s()
-        rows = self._ports.fold.take() if action is Action.COMMIT else []
+        rows: Rows = []
+        if action is Action.COMMIT:
+            rows, late = self._ports.fold.take()
+            self._reject(late)
+        outputs, self._outputs = self._outputs, []
         self._seq += 1
         marker = Marker(
             action.value,
@@ -391,7 +387,7 @@ class PartitionTask:
         )
         stamped, records = unit_records(rows, marker)
         self.stats.take_s += self._ports.now_s() - began_s
-        return _Unit(stamped, records, self._outputs, marker)
+        return _Unit(stamped, records, outputs, marker)
 
     async def _commit_unit(self, unit: _Unit) -> None:
         """Changelog first; once that is acknowledged, the store in one batch."""
@@ -406,7 +402,6 @@ class PartitionTask:
         self.stats.apply_s += now_s - acked_s
         self.stats.commits += 1
         self.stats.rows += len(unit.rows)
-        self._in_flight = {}
         self.committed_position = unit.marker.inputs[self.identity.input_key].next
         self._policy.finished(now_s)
 

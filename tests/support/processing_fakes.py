@@ -27,6 +27,9 @@ class FakeRun:
     next: int
     high_watermark: int
     size_bytes: int = 100
+    topic: str = "events.score"
+    partition: int = 0
+    batches: tuple[bytes, ...] = ()
 
 
 @dataclass
@@ -59,7 +62,7 @@ class FakeStore:
     def marker(self) -> Marker | None:
         return self.last
 
-    def multi_get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+    def multi_get(self, keys: list[bytes]) -> Sequence[bytes | None]:
         assert not self.closed
         return [self.rows.get(key) for key in keys]
 
@@ -174,10 +177,10 @@ class FakeFold:
             self.changed.add(key.encode())
         return []
 
-    def take(self) -> Rows:
+    def take(self) -> tuple[Rows, Sequence[Rejected]]:
         rows = [(key, bytes(32) + str(self.cache[key]).encode()) for key in sorted(self.changed)]
         self.changed.clear()
-        return rows
+        return rows, []
 
     def committed(self) -> None:
         if not self.changed:

@@ -1,0 +1,101 @@
+"""What the worker needs to know of the definitions: keyspaces, and which schema ids their events may carry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from streams.model.keyspace import BUILTIN, Keyspace
+from streams.model.row import MergeType
+from streams.serde import DELETE, PURGE, AvroSchema, load_builtin
+from streams.wasm.avro_program import avro_program
+from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
+from streams.wasm.decoder import DecoderConfig, SchemaProgram
+
+_UDF_INPUT = {
+    MergeType.COUNTER: "streams.CounterAdd",
+    MergeType.MAX: "streams.Number",
+    MergeType.MIN: "streams.Number",
+}
+
+
+class Catalog(Protocol):
+    """The definitions, as far as the worker follows them."""
+
+    def keyspaces(self) -> Sequence[Keyspace]:
+        """All keyspaces known now."""
+        ...
+
+    def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
+        """The schemas of a keyspace's puts, all versions, by id."""
+        ...
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set after every change; whoever waits on it clears it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyspaceRules:
+    """How a keyspace's records are decoded. `input_schema`: what its UDF reads (None: the bytes as they came);
+    `others`: the put schemas that must be projected to it, by id.
+    """
+
+    config: DecoderConfig
+    input_schema: AvroSchema | None
+    others: Mapping[int, AvroSchema]
+
+
+class RulesCache:
+    """The rules of each keyspace, made anew when its schemas change."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._made: dict[str, tuple[tuple[Keyspace, frozenset[int]], KeyspaceRules]] = {}
+
+    def rules(self, keyspace: Keyspace) -> KeyspaceRules:
+        """The rules as of now."""
+        puts = self._catalog.put_schemas(keyspace.name)
+        version = (keyspace, frozenset(puts))
+        found = self._made.get(keyspace.name)
+        if found is None or found[0] != version:
+            found = self._made[keyspace.name] = (version, keyspace_rules(keyspace, puts))
+        return found[1]
+
+
+def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema]) -> KeyspaceRules:
+    """The rules of a keyspace whose puts may carry these schemas."""
+    builtin = load_builtin()
+    programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document)) for schema in puts.values()}
+    for name, op in ((DELETE, OP_DELETE), (PURGE, OP_PURGE)):
+        programs[builtin[name].id] = SchemaProgram(op, avro_program(builtin[name].document))
+    wanted = _UDF_INPUT.get(keyspace.merge)
+    reader = builtin[wanted] if wanted else None
+    others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
+    return KeyspaceRules(DecoderConfig(keyspace.name, programs, keyspace.ttl_ms), reader, others)
+
+
+class BuiltinCatalog:
+    """The built-in keyspaces and schemas, without a definitions topic (benchmarks and tests)."""
+
+    def __init__(self, keyspaces: Sequence[Keyspace] = BUILTIN) -> None:
+        self._keyspaces = tuple(keyspaces)
+        self._changed = asyncio.Event()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Never set."""
+        return self._changed
+
+    def keyspaces(self) -> Sequence[Keyspace]:
+        """Those given."""
+        return self._keyspaces
+
+    def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
+        """The schema that the keyspace names."""
+        found = {each.name: each for each in self._keyspaces}
+        schema = load_builtin()[found[keyspace].schema]
+        return {schema.id: schema}

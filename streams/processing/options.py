@@ -1,0 +1,46 @@
+"""What a worker process is started with. Imports no Faust, so that the command line can use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streams.processing.partition_runner import RunnerOptions
+from streams.processing.partition_task import TaskOptions
+from streams.processing.watchdog import WatchdogOptions
+
+BUILTIN_GROUP = "builtin"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """One worker. `data`: the system's data directory. `udf`: empty for the built-in ones (they share a worker).
+
+    `session_s`: after how long without a heartbeat the group gives this worker's partitions to others.
+    `close_s`: how long a revocation or the end may take to commit what is folded. `probe_s`: how often the inputs'
+    ends are asked for. `metrics_port`: Prometheus on 127.0.0.1, 0 for none. `threads`: for folds and stores.
+    """
+
+    region: str
+    bootstrap_servers: str
+    data: Path
+    udf: str = ""
+    metrics_port: int = 0
+    session_s: float = 6.0
+    close_s: float = 5.0
+    probe_s: float = 0.25
+    threads: int = 3
+    only_builtin: bool = False
+    task: TaskOptions = field(default_factory=TaskOptions)
+    runner: RunnerOptions = field(default_factory=RunnerOptions)
+    watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)
+
+    @property
+    def group(self) -> str:
+        """The consumer group: one per deployed UDF, one for all built-in ones."""
+        return f"udf.{self.udf}" if self.udf else BUILTIN_GROUP
+
+    @property
+    def directory(self) -> Path:
+        """Where this worker keeps its partitions."""
+        return self.data / "worker" / self.region / self.group

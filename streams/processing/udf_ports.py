@@ -1,0 +1,174 @@
+"""The partition task's view of WASM: decoding a run, and the UDF of one partition."""
+
+from __future__ import annotations
+
+import queue
+import struct
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from streams.model.errors import BadInput
+from streams.model.keyspace import Keyspace
+from streams.processing.catalog import KeyspaceRules, RulesCache
+from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
+from streams.serde import AvroSchema, project, wire_schema_id
+from streams.wasm.batch import OP_PUT, Batch, Event, build, starts_of
+from streams.wasm.decoder import RecordDecoder, RecordReject
+from streams.wasm.engine import ModuleCache
+from streams.wasm.fold_host import FoldHost, Reject
+
+VALUE_BYTES_MAX = 17 << 20
+"""Larger values are refused: their row, or their dead letter, would not fit a record."""
+
+DECODER_BUDGET_BYTES = 64 << 20
+_VALUES = 9
+
+
+class DecoderPool:
+    """As many decoder instances as threads decode at once; shared by all partitions of a process."""
+
+    def __init__(self, cache: ModuleCache) -> None:
+        self._cache = cache
+        self._idle: queue.LifoQueue[RecordDecoder] = queue.LifoQueue()
+
+    def take(self) -> RecordDecoder:
+        """An idle instance, or a new one."""
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return RecordDecoder(self._cache, DECODER_BUDGET_BYTES)
+
+    def give_back(self, decoder: RecordDecoder) -> None:
+        """The instance is idle again."""
+        self._idle.put(decoder)
+
+    def close(self) -> None:
+        """Free the idle instances."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+
+
+class RunDecoder:
+    """Decodes the runs of one keyspace (the task's DecoderPort)."""
+
+    def __init__(self, pool: DecoderPool, rules: RulesCache, keyspace: Keyspace) -> None:
+        self._pool, self._rules, self._keyspace = pool, rules, keyspace
+
+    def decode(self, run: RunPort, from_offset: int) -> Decoded:
+        """The events of `run` from `from_offset` on. DecodeError when the log itself is broken."""
+        rules = self._rules.rules(self._keyspace)
+        decoder = self._pool.take()
+        try:
+            found = decoder.decode(run.batches, from_offset, run.next, rules.config)
+        finally:
+            self._pool.give_back(decoder)
+        if found.truncated:
+            raise BadInput(f"{run.topic}/{run.partition}: a record batch at {found.next_position} is cut off")
+        rejected = [_rejected(reject) for reject in found.rejects]
+        raw, n = found.batch, found.n
+        last_ms = max((reject.append_ms for reject in found.rejects), default=0)
+        if n:
+            batch = Batch.parse(raw)
+            last_ms = max(last_ms, int(batch.column("append_ms")[-1]))
+            kept, refused = fit(batch, rules)
+            if kept is not batch:
+                raw, n = kept.raw, kept.n
+                rejected += refused
+        return Decoded(raw, n, rejected, found.unknown_schema_ids, last_ms)
+
+
+def _rejected(reject: RecordReject) -> Rejected:
+    return Rejected(reject.offset, reject.text, reject.key, _bounded(reject.value), ())
+
+
+def _bounded(value: bytes | None) -> bytes | None:
+    return value if value is None or len(value) <= VALUE_BYTES_MAX else value[:1024]
+
+
+def fit(batch: Batch, rules: KeyspaceRules) -> tuple[Batch, list[Rejected]]:
+    """The batch as the UDF can take it, and what it cannot: too large values, and values of other schema versions
+    that do not resolve to the UDF's. Almost always the batch itself.
+    """
+    ends = batch.column("value_end")
+    too_large = int(ends[-1]) > VALUE_BYTES_MAX and bool((ends - starts_of(ends)).max() > VALUE_BYTES_MAX)
+    if not too_large and (rules.input_schema is None or not _has_others(batch, rules)):
+        return batch, []
+    kept: list[Event] = []
+    refused: list[Rejected] = []
+    for event in batch.events():
+        try:
+            kept.append(_fitted(event, rules.input_schema, rules))
+        except BadInput as error:
+            refused.append(Rejected(event.offset, error.detail, event.key, _bounded(event.value), ()))
+    return build(kept), refused
+
+
+def _has_others(batch: Batch, rules: KeyspaceRules) -> bool:
+    if not rules.others:
+        return False
+    starts = starts_of(batch.column("value_end"))
+    blob = _values(batch)
+    ids = np.zeros(batch.n, np.int64)
+    for at in range(1, 5):
+        ids = ids << 8 | blob[starts + at]
+    return bool(np.isin(ids, list(rules.others)).any())
+
+
+def _values(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The values section (9) of a batch: its entry in the table after the 16-byte header (wasm_udfs/ABI.md)."""
+    n_sections = struct.unpack_from("<I", batch.raw, 12)[0]
+    for i in range(n_sections):
+        ident, at, size, _ = struct.unpack_from("<IIII", batch.raw, 16 + 16 * i)
+        if ident == _VALUES:
+            return np.frombuffer(batch.raw, np.uint8, size, at)
+    raise BadInput("the batch has no values", field="batch")
+
+
+def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Event:
+    if len(event.value) > VALUE_BYTES_MAX:
+        raise BadInput(f"value of {len(event.value)} bytes is over the limit of {VALUE_BYTES_MAX}")
+    writer = rules.others.get(wire_schema_id(event.value)) if event.op == OP_PUT else None
+    if reader is None or writer is None:
+        return event
+    value = project(event.value, writer, reader)
+    return Event(
+        event.append_ms, event.hlc, event.expires_ms, event.generation, event.op, event.key, value, event.offset
+    )
+
+
+class UdfFold:
+    """A FoldHost as the task's FoldPort."""
+
+    def __init__(self, host: FoldHost) -> None:
+        self._host = host
+
+    def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
+        """Fold a batch; the events that the UDF refused or that stopped it."""
+        raw = decoded.batch
+        assert isinstance(raw, bytes)
+        rejects = self._host.fold(raw, load_rows)
+        if not rejects:
+            return ()
+        batch = Batch.parse(raw)
+        return [_refused(batch.event(reject.index), reject) for reject in rejects]
+
+    def take(self) -> tuple[Rows, Sequence[Rejected]]:
+        """The changed rows, and events of earlier batches that only now turned out to stop the module."""
+        rows = self._host.take()
+        return rows, [_refused(late.event, late.reject) for late in self._host.late_rejects]
+
+    def committed(self) -> None:
+        """The rows of the last take are in the store."""
+        self._host.committed()
+
+    def close(self) -> None:
+        """Forget everything and free the instance."""
+        self._host.close()
+
+
+def _refused(event: Event, reject: Reject) -> Rejected:
+    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), ())
+
+
+MakeFold = Callable[[Keyspace], UdfFold]

@@ -1,0 +1,258 @@
+"""The worker process: follows the definitions, serves the partitions the group assigns to it, until told to stop.
+
+Importing this imports Faust: only in the worker process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from streams.kafka.admin import Admin, wait_for_broker
+from streams.kafka.changelog_writer import TransactionalWriter, WriterOptions
+from streams.kafka.link import Link
+from streams.kafka.run import TP, Run
+from streams.model.clock import wall_ms
+from streams.model.errors import StreamsError
+from streams.model.keyspace import Keyspace
+from streams.processing.catalog import Catalog, RulesCache
+from streams.processing.faust_app import FaustGroup, GroupOptions, Handlers
+from streams.processing.kafka_ports import ChangelogWriter, InputPartition
+from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollector
+from streams.processing.options import WorkerOptions
+from streams.processing.partition_runner import PartitionRunner
+from streams.processing.partition_task import PartitionTask, TaskIdentity
+from streams.processing.ports import TaskPorts
+from streams.processing.restore import ChangelogRestorer, RestoreOptions
+from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
+from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold
+from streams.processing.watchdog import LagWatchdog, Verdict
+from streams.wasm.builtin import builtin_for_merge, builtin_module
+from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.fold_host import FoldHost, FoldOptions
+
+log = logging.getLogger(__name__)
+
+_BROKER_WAIT_S = 60.0
+_WRITER = WriterOptions(timeout_s=20.0, transaction_timeout_s=30.0, batch_bytes=RECORD_BYTES_MAX - 1024, in_flight=1)
+_LINE_S = 60.0
+
+
+class CatalogSchemas:
+    """Waits for schema ids to turn up in the definitions (the task's SchemasPort)."""
+
+    def __init__(self, catalog: Catalog, keyspace: str) -> None:
+        self._catalog, self._keyspace = catalog, keyspace
+
+    async def wait_for(self, schema_ids: frozenset[int], timeout_s: float) -> bool:
+        """True when all ids are known for the keyspace within the time."""
+        deadline = time.monotonic() + timeout_s
+        while not schema_ids <= self._catalog.put_schemas(self._keyspace).keys():
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+
+class PartitionFactory:
+    """Makes the task of an assigned input partition, with everything it works on."""
+
+    def __init__(self, options: WorkerOptions, admin: Admin, link: Link, catalog: Catalog) -> None:
+        self.options, self.admin, self.link, self.catalog = options, admin, link, catalog
+        self.threads = ThreadPoolExecutor(options.threads, thread_name_prefix="fold")
+        self.modules = ModuleCache()
+        self.decoders = DecoderPool(self.modules)
+        self.rules = RulesCache(catalog)
+        self.owner = f"{socket.gethostname()}/{os.getpid()}/{int(time.time())}"
+
+    def keyspace_of(self, topic: str) -> Keyspace:
+        """The keyspace whose events are on `topic`."""
+        return next(each for each in self.catalog.keyspaces() if each.events_topic == topic)
+
+    async def task(self, tp: TP, group: FaustGroup) -> PartitionTask:
+        """A new task for an input partition."""
+        options, keyspace = self.options, self.keyspace_of(tp.topic)
+        changelog = TP(keyspace.table_topic, tp.partition)
+        wasm = builtin_module(builtin_for_merge(keyspace.merge.label))
+        fold = FoldHost(wasm, self.modules, FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(keyspace.merge)))
+        identity = TaskIdentity(
+            keyspace.name, tp.partition, tp.topic, keyspace.dead_letter_topic, fold.sha256, self.owner
+        )
+        writer = TransactionalWriter(self.link, f"{keyspace.name}/{tp.partition}", _WRITER)
+        path = options.directory / keyspace.name / str(tp.partition)
+        restorer = ChangelogRestorer(
+            options.bootstrap_servers, self.admin, changelog, path, RestoreOptions(), self.threads
+        )
+        ports = TaskPorts(
+            ChangelogWriter(writer, changelog),
+            restorer,
+            InputPartition(self.admin, group.seek, tp),
+            RunDecoder(self.decoders, self.rules, keyspace),
+            UdfFold(fold),
+            CatalogSchemas(self.catalog, keyspace.name),
+            self.threads,
+        )
+        return PartitionTask(identity, ports, options.task)
+
+    def close(self) -> None:
+        """End the threads; all tasks must be released."""
+        self.threads.shutdown()
+        self.decoders.close()
+
+
+class Worker:
+    """One worker process' services. `run` returns the exit status: 0 when it was asked to stop."""
+
+    def __init__(self, options: WorkerOptions, catalog: Catalog) -> None:
+        self.options, self._catalog = options, catalog
+        self._admin = Admin(options.bootstrap_servers)
+        self._link = Link(options.bootstrap_servers, f"worker-{options.region}")
+        self._factory = PartitionFactory(options, self._admin, self._link, catalog)
+        self._runners: dict[TP, PartitionRunner] = {}
+        self._watchdog = LagWatchdog(options.watchdog)
+        self._failure = ""
+        self._stop = asyncio.Event()
+        handlers = Handlers(self._dispatch, self._assign, self._revoke)
+        group = GroupOptions(
+            options.group, options.bootstrap_servers, options.session_s, max(0.3, options.session_s / 3)
+        )
+        options.directory.mkdir(parents=True, exist_ok=True)
+        self._group = FaustGroup(group, handlers, str(options.directory / "faust"))
+
+    # ---- called by the group, on the event loop
+
+    def _dispatch(self, run: Run, done: Callable[[], object]) -> None:
+        runner = self._runners.get(run.tp)
+        if runner is None:
+            done()
+        else:
+            runner.offer(run, done)
+
+    def _assign(self, assigned: frozenset[TP]) -> None:
+        log.info("assigned: %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(assigned)) or "nothing")
+        for tp in sorted(assigned - self._runners.keys()):
+            self._start(tp)
+
+    def _start(self, tp: TP) -> None:
+        async def make() -> PartitionTask:
+            return await self._factory.task(tp, self._group)
+
+        keyspace = self._factory.keyspace_of(tp.topic)
+        runner = PartitionRunner(f"{keyspace.name}/{tp.partition}", make, self.options.runner)
+        self._runners[tp] = runner
+        runner.start()
+
+    async def _revoke(self, revoked: frozenset[TP]) -> None:
+        """Let go of partitions, all at once, within one deadline."""
+        leaving = [self._runners.pop(tp) for tp in revoked if tp in self._runners]
+        for runner in leaving:
+            self._watchdog.forget(runner.name)
+        await asyncio.gather(*(runner.close(self.options.close_s) for runner in leaving))
+        log.info("revoked: %s", ", ".join(sorted(runner.name for runner in leaving)) or "nothing")
+
+    # ---- the process
+
+    async def run(self) -> int:
+        """Serve until a signal or an irrecoverable failure."""
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self._stop.set)
+        await wait_for_broker(self.options.bootstrap_servers, _BROKER_WAIT_S)
+        await self._admin.start()
+        metrics: MetricsServer | None = None
+        if self.options.metrics_port:
+            collector = WorkerCollector(self._by_name, lambda: self._watchdog.restarts)
+            metrics = MetricsServer(collector, self.options.metrics_port)
+        helpers: list[asyncio.Task[None]] = []
+        try:
+            await self._follow_keyspaces()
+            await self._group.start()
+            helpers = [asyncio.create_task(each()) for each in (self._watch, self._follow, self._lines)]
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({*helpers, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for helper in helpers:
+                if helper.done() and helper.exception() is not None:
+                    self._failure = f"{helper.exception()!r}"
+        finally:
+            await self._shut_down(helpers)
+            if metrics is not None:
+                metrics.stop()
+        if self._failure:
+            log.error("giving up: %s", self._failure)
+        return 1 if self._failure else 0
+
+    async def _shut_down(self, helpers: list[asyncio.Task[None]]) -> None:
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await self._revoke(frozenset(self._runners))
+        await self._group.stop(self.options.close_s)
+        self._factory.close()
+        await self._link.stop()
+        await self._admin.stop()
+
+    def _by_name(self) -> dict[str, PartitionRunner]:
+        return {runner.name: runner for runner in list(self._runners.values())}
+
+    async def _follow_keyspaces(self) -> None:
+        keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
+        await ensure_keyspace_topics(self._admin, keyspaces)
+        await self._group.subscribe({each.events_topic for each in keyspaces})
+
+    async def _follow(self) -> None:
+        """Serve keyspaces that appear later."""
+        while True:
+            await self._catalog.changed.wait()
+            self._catalog.changed.clear()
+            try:
+                await self._follow_keyspaces()
+            except StreamsError as error:
+                log.error("a new keyspace cannot be served yet: %s", error)
+                self._catalog.changed.set()
+                await asyncio.sleep(5.0)
+
+    async def _watch(self) -> None:
+        """Tell tasks their inputs' ends, restart those that stand still, leave when that does not help."""
+        while not self._failure:
+            await asyncio.sleep(self.options.probe_s)
+            self._failure = self._group.failure
+            tps = list(self._runners)
+            if not tps:
+                continue
+            asked_at_ms = wall_ms()
+            try:
+                ends = await self._admin.end_offsets(tps)
+            except StreamsError as error:
+                log.warning("the inputs' ends are unknown: %s", error)
+                continue
+            for tp, end in ends.items():
+                self._judge(tp, asked_at_ms, end)
+
+    def _judge(self, tp: TP, asked_at_ms: int, end: int) -> None:
+        runner = self._runners.get(tp)
+        if runner is None:
+            return
+        task = runner.task
+        committed = task.committed_position if task is not None else -1
+        if task is not None:
+            task.observe_end(asked_at_ms, end)
+        excused = runner.state != "running"
+        verdict = self._watchdog.judge(runner.name, committed, end, time.monotonic(), excused=excused)
+        if verdict is Verdict.RESTART:
+            log.error("watchdog: %s stands at %d of %d, restarting it", runner.name, committed, end)
+            runner.restart()
+        elif verdict is Verdict.GIVE_UP:
+            self._failure = f"{runner.name} stands at {committed} of {end} after restarts"
+
+    async def _lines(self) -> None:
+        minute = MinuteLine(time.monotonic())
+        while True:
+            await asyncio.sleep(_LINE_S)
+            log.info(minute.line(self._by_name(), time.monotonic()))
