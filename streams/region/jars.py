@@ -1,6 +1,6 @@
 """Kafka's jars: pinned by size and SHA-256 in `jars.lock`, downloaded once per user, never used half or changed.
 
-`python -m streams.region.jars lock` resolves the lock file anew; `python -m streams.region.jars fetch [GROUP…]` downloads.
+`python -m streams.region.jars lock` resolves the lock file anew; `… fetch [GROUP…]` downloads.
 The repository's address is jgo's own default; a `central` entry in jgo's configuration file overrides it.
 """
 
@@ -209,8 +209,8 @@ def _short(error: requests.RequestException) -> str:
 
 def _repository() -> str:
     """The Maven repository's base address, from jgo: its configuration's `central`, else its default."""
-    from jgo.config import GlobalSettings  # noqa: PLC0415 (slow import, needed only to download)
-    from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
+    from jgo.config import GlobalSettings
+    from jgo.constants import MAVEN_CENTRAL_URL
 
     return str(GlobalSettings.load().repositories.get("central", MAVEN_CENTRAL_URL))
 
@@ -220,7 +220,7 @@ def resolve_lock(roots: Iterable[tuple[str, Sequence[str]]]) -> list[Jar]:
 
     Downloads what it hashes (jgo checks the repository's own sums).
     """
-    from jgo.maven import Dependency, MavenContext, PythonResolver  # noqa: PLC0415
+    from jgo.maven import Dependency, MavenContext, PythonResolver
 
     context = MavenContext(resolver=PythonResolver(), remote_repos={"central": _repository()}, timeout=30)
     found: dict[str, Jar] = {}
@@ -261,7 +261,8 @@ def main(arguments: Sequence[str]) -> int:
         lines = ["# group coordinate size_bytes sha256 (made by `python -m streams.region.jars lock`)"]
         lines += [f"{jar.group} {jar.coordinate} {jar.size_bytes} {jar.sha256}" for jar in jars]
         LOCK_FILE.write_text("\n".join(lines) + "\n")
-        print(f"{LOCK_FILE.name}: {len(jars)} jars, {sum(jar.size_bytes for jar in jars) / 1e6:.0f} MB", file=sys.stderr)
+        size_mb = sum(jar.size_bytes for jar in jars) / 1e6
+        print(f"{LOCK_FILE.name}: {len(jars)} jars, {size_mb:.0f} MB", file=sys.stderr)
         return 0
     try:
         print(os.pathsep.join(str(path) for path in class_path(*groups)))

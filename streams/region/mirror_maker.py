@@ -32,7 +32,7 @@ class MirrorOptions:
     rest_port: int
     regions: tuple[Region, ...]
     topics: str = MIRRORED_TOPICS
-    jvm: JvmOptions = JvmOptions(heap_mb=256)
+    jvm: JvmOptions = field(default_factory=lambda: JvmOptions(heap_mb=256))
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -119,7 +119,7 @@ def mirror_command(options: MirrorOptions, class_path: Sequence[Path] | None = N
     config.write_text("\n".join(lines) + "\n")
     path = list(class_path or jars.class_path("kafka"))
     main_class = "org.apache.kafka.connect.mirror.MirrorMaker"
-    return java_command(main_class, [str(config)], path, options.directory, options.jvm)
+    return java_command(main_class, [str(config)], path, options.directory, options.jvm, "mirror")
 
 
 def is_ready(rest_port: int) -> bool:
@@ -168,10 +168,10 @@ class MirrorMaker:
             self.stop()
             raise start_failure("MirrorMaker", self.options.log_file, self._log_start)
 
-    def stop(self) -> None:
-        """Stop it cleanly, by force after 10 s; harmless when it is not running."""
+    def stop(self, *, term_timeout_s: float = 10.0) -> None:
+        """Stop it cleanly, by force after `term_timeout_s`; harmless when it is not running."""
         if self._process is not None:
-            stop(self._process)
+            stop(self._process, term_timeout_s=term_timeout_s)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""

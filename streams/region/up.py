@@ -25,14 +25,14 @@ from filelock import Timeout as LockTimeout
 import streams
 from streams.model.errors import Conflict, StreamsError, Unavailable
 from streams.model.topology import Region, Topology
-from streams.region import jars, kafka_server, mirror_maker
+from streams.region import aot, jars, kafka_server, mirror_maker
 from streams.region.java import JvmOptions
 from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
 from streams.region.paths import data_dir
 from streams.region.plan import MIRROR_PORT, parse_regions, plan
-from streams.region.processes import free_ports
-from streams.region.status import read_state
+from streams.region.processes import die_with_parent, free_ports, kill_group
+from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, Supervisor
 
 LOCK_NAME = "supervisor.lock"
@@ -62,7 +62,7 @@ class UpOptions:
     prepare: Callable[[Topology], Awaitable[None]] | None = None
     worker: RegionCommand | None = field(default_factory=lambda: cli_command("worker"))
     gateway: RegionCommand | None = field(default_factory=lambda: cli_command("gateway"))
-    kafka_jvm: JvmOptions = JvmOptions()
+    kafka_jvm: JvmOptions = field(default_factory=JvmOptions)
     settings: dict[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 180.0
 
@@ -187,8 +187,9 @@ async def _run(options: UpOptions, say: Say) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_asked.set)
-    _end_leftovers(options.data)
+    kill_leftovers(options.data)  # a killed supervisor's brokers would share this directory with the new ones
     await asyncio.to_thread(jars.class_path, "kafka")
+    await _prepare_fast_starts(say, stop_asked)
     topology = plan(options.data, options.regions)
     supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
     supervisor.on_change = _narrator(say, supervisor)
@@ -217,6 +218,27 @@ async def _run(options: UpOptions, say: Say) -> None:
         say("stopped")
 
 
+async def _prepare_fast_starts(say: Say, stop_asked: asyncio.Event) -> None:
+    """Make the JVMs' ahead-of-time caches if there are none yet; a failure only means slower starts."""
+    if aot.is_prepared():
+        return
+    say("preparing fast starts of Kafka (once, half a minute)")
+    trainer = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "streams.region.aot"),
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **process_env()},
+        start_new_session=True,
+        preexec_fn=die_with_parent(),
+    )
+    waits = {asyncio.create_task(trainer.wait()), asyncio.create_task(stop_asked.wait())}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if trainer.returncode is None:
+        kill_group(trainer.pid, signal.SIGKILL)  # its JVMs die with it
+        await trainer.wait()
+    for task in waits:
+        task.cancel()
+
+
 async def _stop(supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
     killing: list[asyncio.Task[None]] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -240,13 +262,6 @@ def _narrator(say: Say, supervisor: Supervisor) -> Callable[[ManagedProcess], No
             say(f"{process.failure}; starting it again")
 
     return on_change
-
-
-def _end_leftovers(data: Path) -> None:
-    """End what a killed supervisor may have left, so that two brokers never share a directory."""
-    from streams.region.status import kill_leftovers  # noqa: PLC0415
-
-    kill_leftovers(data)
 
 
 def detach(options: UpOptions, say: Say) -> None:
