@@ -1,0 +1,1 @@
+"""The gateway's replica of all tables: merged reads, ordered reads, tokens, digests, purges."""

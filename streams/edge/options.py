@@ -1,0 +1,59 @@
+"""What the edge is told: which tables there are, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streams.model.keyspace import Keyspace
+from streams.model.row import MergeType
+from streams.state.options import StoreOptions
+
+DecodeValue = Callable[[str, bytes], object]
+"""(table, payload of a row) → its JSON value; ValueError or BadInput when it cannot be decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A table as the edge sees it.
+
+    `inputs`: the events topics whose positions its markers carry. `partitions`: as many as its input has.
+    `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables).
+    """
+
+    name: str
+    keyspace: str
+    merge: MergeType
+    partitions: int
+    inputs: tuple[str, ...]
+    purge: bool = True
+
+    @classmethod
+    def of(cls, keyspace: Keyspace) -> TableSpec:
+        """The table that every keyspace has."""
+        return cls(keyspace.name, keyspace.name, keyspace.merge, keyspace.partitions, (keyspace.events_topic,))
+
+    def topic(self, origin: str, region: str) -> str:
+        """The changelog of rows written in `origin`, as it is called in `region`."""
+        return f"table.{self.name}" if origin == region else f"{origin}.table.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """Limits of one gateway's tables.
+
+    `path`: DIR/gateway/<region>. `regions`: all of the topology, this one included. `cache_bytes`: decoded rows, per
+    table. `indices_max`: ordered indices, per table. `step_s`: how long background work may hold the event loop.
+    """
+
+    path: Path
+    region: str
+    regions: tuple[str, ...]
+    cache_bytes: int = 32 << 20
+    indices_max: int = 4
+    step_s: float = 0.001
+    scan_examined_max: int = 20_000
+    watch_changes_max: int = 50_000
+    problems_max: int = 100
+    store: StoreOptions = field(default_factory=StoreOptions)
