@@ -93,6 +93,43 @@ class Flow:
         return min(base for _, base in held.values()) if held else None
 
 
+class RunMessage(ConsumerMessage):  # type: ignore[misc]
+    """A Faust message that tells when it is acknowledged.
+
+    Faust's compiled stream iterator does the work of `Consumer.ack` inline and never calls it: what both ways have in
+    common is that they set `acked`.
+    """
+
+    def __init__(self, flow: Flow, run: Run, generation_id: int, tp: Any) -> None:
+        self._flow, self._acked = flow, False
+        super().__init__(
+            run.topic,
+            run.partition,
+            run.next - 1,
+            run.fetched_at_ms / 1000.0,
+            1,
+            [],
+            None,
+            run,
+            None,
+            0,
+            run.size_bytes,
+            tp,
+            generation_id=generation_id,
+        )
+
+    @property
+    def acked(self) -> bool:
+        """Whether the agent is done with the Run."""
+        return self._acked
+
+    @acked.setter
+    def acked(self, value: bool) -> None:
+        self._acked = value
+        if value:
+            self._flow.acknowledge(TP(self.topic, self.partition), self.offset)
+
+
 class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's consumer thread around a consumer of Runs."""
 
@@ -136,22 +173,8 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> RunConsumerThread:
         return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    def _to_message(self, tp: Any, record: Run) -> ConsumerMessage:
-        return ConsumerMessage(
-            record.topic,
-            record.partition,
-            record.next - 1,
-            record.fetched_at_ms / 1000.0,
-            1,
-            [],
-            None,
-            record,
-            None,
-            0,
-            record.size_bytes,
-            tp,
-            generation_id=self.app.consumer_generation_id,
-        )
+    def _to_message(self, tp: Any, record: Run) -> RunMessage:
+        return RunMessage(self.flow, record, self.app.consumer_generation_id, tp)
 
     async def perform_seek(self) -> None:
         """Ask the hook where the assigned partitions start, and start there. Runs fetched before are void."""
@@ -200,12 +223,6 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         # A partition without room is left out of this wait, so the wait must be short.
         got: Mapping[Any, list[Run]] = await self._getmany(wanted, timeout if wanted == active else _RETRY_S)
         return {driver.TP(*tp): runs for tp, runs in got.items()}
-
-    def ack(self, message: Any) -> bool:
-        """Mark a Run as done; its bytes may be fetched again."""
-        acked = bool(super().ack(message))
-        self.flow.acknowledge(TP(message.topic, message.partition), message.offset)
-        return acked
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         """Nothing: Faust would hold every offset inside a Run in a list. `_new_offset` needs none of them."""

@@ -24,7 +24,6 @@ from streams.kafka.run import TP  # noqa: E402
 from streams.kafka.transport import TransportOptions, attach, run_topic  # noqa: E402
 
 out = Path(OUT).open("a", buffering=1)  # noqa: SIM115
-positions: dict[TP, int] = {}
 
 
 def log(**fields: Any) -> None:
@@ -33,13 +32,24 @@ def log(**fields: Any) -> None:
 
 async def on_assigned(tps: frozenset[TP]) -> Mapping[TP, int]:
     """What the processing room does with its changelog, done here with the lines of every worker."""
+    log(assigned=sorted(tp.partition for tp in tps))
+    done = positions_so_far()
+    return {tp: done.get(tp, int(os.environ.get("START", "0"))) for tp in tps}
+
+
+def positions_so_far() -> dict[TP, int]:
+    """Where the lines of all workers end."""
     done: dict[TP, int] = {}
     for line in Path(OUT).read_text().splitlines():
         entry = json.loads(line)
         if "next" in entry:
             done[TP(TOPIC, entry["partition"])] = entry["next"]
-    log(assigned=sorted(tp.partition for tp in tps))
-    return {tp: done.get(tp, int(os.environ.get("START", "0"))) for tp in tps}
+    return done
+
+
+def held_back() -> bool:
+    """Whether the test wants the agent to wait."""
+    return "HOLD" in os.environ and Path(os.environ["HOLD"]).exists()
 
 
 app = faust.App(
@@ -66,7 +76,7 @@ async def fold(runs: Any) -> None:
             size=run.size_bytes,
             held_bytes=sum(size for size, _ in held.values()),
         )
-        while "HOLD" in os.environ and Path(os.environ["HOLD"]).exists():
+        while held_back():  # noqa: ASYNC110 (another process decides)
             await asyncio.sleep(0.02)
 
 

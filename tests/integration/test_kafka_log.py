@@ -64,9 +64,9 @@ def marker(seq: int) -> Record:
     return (MARKER_KEY, Marker("commit", seq, seq, {"events.score/0": InputPosition(seq, "id")}).encode(), [])
 
 
-async def read_all(kafka: KafkaServer, topic: str, options: FetchOptions = FetchOptions()) -> list[Run]:
+async def read_all(kafka: KafkaServer, topic: str, options: FetchOptions | None = None) -> list[Run]:
     """Every Run of partition 0 up to its end."""
-    consumer = RawConsumer(kafka.bootstrap_servers, options)
+    consumer = RawConsumer(kafka.bootstrap_servers, options or FetchOptions())
     await consumer.start()
     consumer.assign({(topic, 0): 0})
     runs: list[Run] = []
@@ -272,7 +272,7 @@ async def test_topics_are_created_checked_and_deleted(admin: Admin) -> None:
     assert first == await admin.ensure_topics([spec])
     assert await admin.topic_ids([name]) == {name: first[name].topic_id}
     assert await admin.partition_count(name) == 2
-    with pytest.raises(Conflict, match="has 2 partitions, not 3.*cleanup.policy=compact, not delete"):
+    with pytest.raises(Conflict, match=r"has 2 partitions, not 3.*cleanup\.policy=compact, not delete"):
         await admin.ensure_topics([TopicSpec(name, 3, {"cleanup.policy": "delete"})])
     await admin.delete_topics([name, "it.never-was"])
     with pytest.raises(NotFound):
