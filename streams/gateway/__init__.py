@@ -1,0 +1,1 @@
+"""The HTTP face of a region: routes, problems, streams of events, metrics."""

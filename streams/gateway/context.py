@@ -1,0 +1,187 @@
+"""`Gateway`: what handlers work with — the region, its tables, its log — and the waits that reads ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from streams.edge.edge_table import EdgeTable
+from streams.gateway.auth import Authority, authorize
+from streams.gateway.http import Call, Headers
+from streams.gateway.idempotency import IdempotencyOptions, IdempotencyStore
+from streams.gateway.metrics import Metrics
+from streams.gateway.params import CONSISTENCY, MAX_STALENESS
+from streams.gateway.ports import Catalogue, EventLog, Tables
+from streams.model.clock import NEVER_MS, HybridClock, ms_of
+from streams.model.errors import BadInput, Conflict, Timeout
+from streams.model.keyspace import Keyspace
+from streams.model.merge import Merged
+from streams.model.token import Token
+from streams.model.topology import Region, Topology
+
+_STALENESS_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """Limits. `wait_s` bounds the waits of reads; `rejects_max` the bad lines that a batch's answer lists."""
+
+    body_limit_bytes: int = 16 << 20
+    batch_limit_bytes: int = 1 << 30
+    wait_s: float = 5.0
+    rejects_max: int = 1_000
+    stream_idle_s: float = 10.0
+    ready_staleness_ms: int = 5_000
+    idempotency: IdempotencyOptions = field(default_factory=IdempotencyOptions)
+
+
+async def _always_ready() -> str | None:
+    return None
+
+
+async def _no_topics(_keyspace: Keyspace) -> None:
+    return
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One region's gateway.
+
+    `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
+    here. `closing` is set when the gateway stops: streams end then.
+    """
+
+    topology: Topology
+    region: Region
+    tables: Tables
+    events: EventLog
+    definitions: Catalogue
+    options: GatewayOptions = GatewayOptions()
+    authority: Authority = field(default_factory=Authority)
+    unready: Callable[[], Awaitable[str | None]] = _always_ready
+    create_topics: Callable[[Keyspace], Awaitable[None]] = _no_topics
+    clock: HybridClock = field(default_factory=HybridClock)
+    metrics: Metrics = field(default_factory=Metrics)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    idempotency: IdempotencyStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.idempotency = IdempotencyStore(self.options.idempotency)
+
+    @property
+    def body_limit_bytes(self) -> int:
+        """Largest body that is read into memory."""
+        return self.options.body_limit_bytes
+
+    def keyspace(self, call: Call, name: str, action: str) -> Keyspace:
+        """A keyspace that the caller may use; NotFound, Forbidden."""
+        authorize(call.principal, name, action)
+        return self.definitions.keyspace(name)
+
+    def table(self, call: Call, name: str) -> EdgeTable:
+        """A table that the caller may read; NotFound, Forbidden."""
+        table = self.tables.table(name)
+        authorize(call.principal, table.spec.keyspace, "read")
+        return table
+
+    async def settle(self, call: Call, table: str) -> tuple[Token, Headers]:
+        """Wait for what the request asks for (token, staleness); its token and the headers of the answer.
+
+        Timeout after `wait_s`, so that the client may go to another region.
+        """
+        token = self.token_of(call)
+        if token.positions:
+            await self._await_token(token)
+        limit_ms = MAX_STALENESS.read(call)
+        if limit_ms is not None:
+            await self._await_freshness(table, limit_ms)
+        return token, self.read_headers(token, table)
+
+    def read_headers(self, token: Token, table: str) -> Headers:
+        """The token after a read of `table` — what came with the request and what was applied — and its age."""
+        inputs = self.tables.table(table).spec.inputs
+        merged = token.merge(self.tables.applied.restrict(inputs))
+        stale = self.tables.staleness_ms(table)
+        return (
+            (b"causal-token", merged.encode().encode()),
+            (b"staleness-ms", b"%d" % stale),
+        )
+
+    def token_of(self, call: Call) -> Token:
+        """The request's token; BadInput when it is malformed or names a region that is not of this system."""
+        token = Token.decode(call.header(b"causal-token"))
+        names = self.topology.names
+        for position in token.positions:
+            if position.origin not in names:
+                raise BadInput(
+                    f"the token names the region {position.origin[:40]!r}, which is not of this system",
+                    field="Causal-Token",
+                    fix="send back the Causal-Token of an earlier answer of this system",
+                )
+        return token
+
+    async def _await_token(self, token: Token) -> None:
+        try:
+            await self.tables.wait_for(token, self.options.wait_s)
+        except Timeout as error:
+            raise Timeout(
+                f"this region has not caught up with the token within {self.options.wait_s:g} s",
+                field="Causal-Token",
+                fix="try again, or read in the region where the write was made",
+                retry_after_s=error.retry_after_s,
+            ) from None
+
+    async def _await_freshness(self, table: str, limit_ms: int) -> None:
+        deadline = time.monotonic() + self.options.wait_s
+        while (stale := self.tables.staleness_ms(table)) > limit_ms:
+            if time.monotonic() >= deadline:
+                raise Timeout(
+                    f"the table is {stale} ms old, over the {limit_ms} ms asked for",
+                    field="max_staleness",
+                    fix="try again, allow more, or read in another region",
+                )
+            await asyncio.sleep(_STALENESS_POLL_S)
+
+    def value_of(self, merged: Merged) -> object:
+        """A row's value as JSON."""
+        value = merged.value
+        return self.definitions.from_avro(value) if isinstance(value, bytes) else value
+
+    def row_of(self, key: bytes, merged: Merged) -> dict[str, object]:
+        """A row as reads answer it. Times are epoch milliseconds; `expires_at` null: never."""
+        return {
+            "key": key.decode(),
+            "value": self.value_of(merged),
+            "expires_at": None if merged.expires_ms == NEVER_MS else merged.expires_ms,
+            "timestamp": ms_of(merged.last_hlc),
+            "region": merged.origin,
+        }
+
+
+def refuse_strong(call: Call, keyspace: Keyspace) -> None:
+    """Conflict, with the reason, for what only strong keyspaces can do."""
+    wanted = CONSISTENCY.text(call)
+    if wanted not in (None, "eventual", "causal", "strong"):
+        raise BadInput(
+            f"{str(wanted)[:40]!r} is no consistency", field="consistency", fix="use eventual, causal or strong"
+        )
+    if wanted == "strong":
+        raise Conflict(
+            f"keyspace {keyspace.name} is {keyspace.consistency}: its writes are not sequenced, so no read is strong",
+            field="consistency",
+            fix="leave it out, or keep the data in a strong keyspace",
+        )
+    if call.header(b"if-match") is not None or call.header(b"if-none-match") is not None:
+        raise Conflict(
+            f"keyspace {keyspace.name} is {keyspace.consistency}: its keys have no version to compare",
+            field="If-Match",
+            fix="leave it out, or keep the data in a strong keyspace",
+        )
+    if keyspace.consistency == "strong":
+        raise Conflict(
+            f"keyspace {keyspace.name} is strong, and this gateway has no sequencer",
+            field="consistency",
+            fix="use an eventual or causal keyspace",
+        )

@@ -1,0 +1,41 @@
+"""What a gateway tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Counters and histograms of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "streams_http_requests_total",
+            "Requests answered",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "streams_http_request_seconds",
+            "Time from the request's head to the answer's end; streams are left out",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.events = Counter(
+            "streams_events_accepted_total", "Events acknowledged by Kafka", ["keyspace"], registry=self.registry
+        )
+        self.rejected = Counter(
+            "streams_batch_lines_rejected_total", "Bad lines of batches", ["keyspace"], registry=self.registry
+        )
+        self.streams = Gauge("streams_subscribers", "Open event streams", ["kind"], registry=self.registry)
+        self.staleness_ms = Gauge(
+            "streams_table_staleness_milliseconds", "Age of a table's oldest origin", ["table"], registry=self.registry
+        )
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,89 @@
+"""What the gateway needs from the rooms below, as small protocols: unit tests drive the routes with fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from streams.edge.edge_store import Staleness
+from streams.edge.edge_table import EdgeTable
+from streams.kafka.batches import Headers, Record
+from streams.kafka.producer import BatchMeta, RecordMeta
+from streams.model.keyspace import Keyspace
+from streams.model.token import Token
+from streams.serde import AvroSchema
+
+
+class Tables(Protocol):
+    """The region's edge tables (`streams.edge.edge_store.EdgeTables`)."""
+
+    @property
+    def tables(self) -> dict[str, EdgeTable]:
+        """All tables by name."""
+        ...
+
+    @property
+    def applied(self) -> Token:
+        """What is visible here."""
+        ...
+
+    def table(self, name: str) -> EdgeTable:
+        """A table; NotFound."""
+        ...
+
+    def staleness_ms(self, table: str) -> int:
+        """Age of the oldest origin's marker, milliseconds."""
+        ...
+
+    def staleness(self, table: str) -> Staleness:
+        """The same by origin."""
+        ...
+
+    async def wait_for(self, token: Token, timeout_s: float, table: str | None = None) -> None:
+        """Return once `token` is visible; BadInput for one that cannot be; Timeout."""
+        ...
+
+
+class EventLog(Protocol):
+    """Where events are appended (`streams.kafka.producer.EventProducer`)."""
+
+    async def put(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> RecordMeta:
+        """Append one record, durably."""
+        ...
+
+    async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
+        """Append many, durably, in order per partition."""
+        ...
+
+
+class Catalogue(Protocol):
+    """Definitions (`streams.definitions.Definitions`): keyspaces and schemas."""
+
+    @property
+    def keyspaces(self) -> Mapping[str, Keyspace]:
+        """All keyspaces, by name."""
+        ...
+
+    def keyspace(self, name: str) -> Keyspace:
+        """A keyspace; NotFound."""
+        ...
+
+    def to_avro(self, keyspace: Keyspace | str, body: Any, now_ms: int | None = None) -> bytes:
+        """A put's body as wire-format bytes; BadInput names the field."""
+        ...
+
+    def from_avro(self, value: bytes) -> Any:
+        """The JSON value of wire-format bytes; BadInput."""
+        ...
+
+    async def put_keyspace(self, keyspace: Keyspace, schema: AvroSchema | None = None) -> Keyspace:
+        """Define a keyspace, or change its TTL or mirroring; Conflict when it contradicts."""
+        ...
