@@ -48,29 +48,40 @@ def plan(data: Path, names: Sequence[str] | None) -> Topology:
             field="--regions",
             fix="leave --regions out, or choose another --data",
         )
+    kept_ports = {port for region in kept.regions for port in _ports(region) if port}
     taken: set[int] = set()
-    regions = []
-    for index, region in enumerate(kept.regions):
-        chosen = _with_ports(region, FIRST_GATEWAY_PORT + index, taken)
-        regions.append(chosen)
-    topology = Topology(tuple(regions))
+    topology = Topology(
+        tuple(
+            _with_ports(region, FIRST_GATEWAY_PORT + index, kept_ports, taken)
+            for index, region in enumerate(kept.regions)
+        )
+    )
     topology.save(data)
     return topology
 
 
-def _with_ports(region: Region, gateway_start: int, taken: set[int]) -> Region:
+def _ports(region: Region) -> tuple[int, int, int, int]:
+    """The ports a region was given before (0: none): Kafka's clients and controller, gateway, mirror listener."""
+    kafka = int(region.bootstrap_servers.rpartition(":")[2] or 0)
+    return kafka, region.controller_port, region.gateway_port, int(region.extra.get(MIRROR_PORT, 0))
+
+
+def _with_ports(region: Region, gateway_start: int, kept_ports: set[int], taken: set[int]) -> Region:
+    """The region with usable ports, added to `taken`; another region's `kept_ports` are left to it."""
+
     def choose(kept: int, start: int) -> int:
-        port = kept if kept and kept not in taken and port_is_free(kept) else next_free_port(start, taken)
+        usable = kept and kept not in taken and port_is_free(kept)
+        port = kept if usable else next_free_port(start, taken | kept_ports)
         taken.add(port)
         return port
 
-    kept_port = int(region.bootstrap_servers.rpartition(":")[2] or 0)
-    port = choose(kept_port, FIRST_KAFKA_PORT)
-    controller_port = choose(region.controller_port, FIRST_KAFKA_PORT)
-    gateway_port = choose(region.gateway_port, gateway_start)
+    kafka, controller, gateway, mirror = _ports(region)
+    port = choose(kafka, FIRST_KAFKA_PORT)
+    controller_port = choose(controller, FIRST_KAFKA_PORT)
+    gateway_port = choose(gateway, gateway_start)
     extra = dict(region.extra)
     if region.mirror_bootstrap_servers:
-        extra[MIRROR_PORT] = str(choose(int(extra.get(MIRROR_PORT, 0)), FIRST_KAFKA_PORT))
+        extra[MIRROR_PORT] = str(choose(mirror, FIRST_KAFKA_PORT))
     return replace(
         region,
         bootstrap_servers=f"127.0.0.1:{port}",

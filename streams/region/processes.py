@@ -89,6 +89,21 @@ def kill_group(pid: int, sent: signal.Signals) -> bool:
     return True
 
 
+def session_members(leader: ProcessId) -> list[ProcessId]:
+    """What still runs in the session of a dead `leader`; empty when its number belongs to another process now.
+
+    The kernel gives a number to no new process while a session of that number lives.
+    """
+    if psutil.pid_exists(leader.pid):
+        return []
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader.pid and process.create_time() >= leader.started_s - 1.0:
+                members.append(ProcessId(process.pid, process.create_time()))
+    return [member for member in members if member.alive()]
+
+
 def stop(process: subprocess.Popen[bytes], *, term_timeout_s: float = 10.0) -> int:
     """End a spawned process and its group: SIGTERM, then SIGKILL after `term_timeout_s`; returns its exit status."""
     kill_group(process.pid, signal.SIGTERM)

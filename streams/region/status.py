@@ -14,7 +14,7 @@ from typing import Any
 
 from streams.model.errors import NotFound, Timeout, Unavailable
 from streams.model.topology import Topology
-from streams.region.processes import ProcessId, kill_group, wait_until
+from streams.region.processes import ProcessId, kill_group, session_members, wait_until
 
 STATE_FILE = "supervisor.json"
 
@@ -81,16 +81,17 @@ def down(data: Path, *, timeout_s: float = 75.0) -> bool:
 
 
 def kill_leftovers(data: Path, *, timeout_s: float = 10.0) -> int:
-    """SIGKILL every process that supervisor.json names and that still runs; returns how many there were."""
+    """SIGKILL every process that supervisor.json names and that still runs, with its children; returns how many."""
     state = read_state(data) or {}
-    left = []
+    left: list[ProcessId] = []
     for process in state.get("processes", []):
         if process.get("pid"):
-            identity = ProcessId(int(process["pid"]), float(process["started_s"]))
-            if identity.alive():
-                left.append(identity)
+            leader = ProcessId(int(process["pid"]), float(process["started_s"]))
+            left += [leader] if leader.alive() else session_members(leader)
     for identity in left:
-        kill_group(identity.pid, signal.SIGKILL)
+        if not kill_group(identity.pid, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(identity.pid, signal.SIGKILL)
     wait_until(lambda: not any(identity.alive() for identity in left), timeout_s)
     return len(left)
 

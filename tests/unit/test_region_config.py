@@ -1,0 +1,52 @@
+"""The settings that Kafka and MirrorMaker 2 are started with, and what is shown of their logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streams.model.topology import Region
+from streams.region.java import last_errors
+from streams.region.kafka_server import KafkaOptions, server_properties
+from streams.region.mirror_maker import MirrorOptions, mirror_properties
+
+
+def test_a_mirror_listener_advertises_the_proxy() -> None:
+    options = KafkaOptions(
+        "a", Path("d"), Path("l"), 1001, 1002, mirror_port=1003, mirror_advertised_port=1004, settings={"x": "y"}
+    )
+    properties = server_properties(options)
+    assert properties["listeners"] == "CLIENT://127.0.0.1:1001,CONTROLLER://127.0.0.1:1002,MIRROR://127.0.0.1:1003"
+    assert properties["advertised.listeners"] == "CLIENT://127.0.0.1:1001,MIRROR://127.0.0.1:1004"
+    assert options.mirror_bootstrap_servers == "127.0.0.1:1004"
+    assert properties["x"] == "y"
+
+
+def test_every_directed_pair_is_exactly_once() -> None:
+    regions = tuple(
+        Region(name, f"127.0.0.1:{port}", mirror_bootstrap_servers=proxy)
+        for name, port, proxy in [("a", 1, "127.0.0.1:9"), ("b", 2, ""), ("c", 3, "")]
+    )
+    properties = mirror_properties(MirrorOptions(Path("d"), Path("l"), 5, regions))
+    assert properties["clusters"] == "a,b,c"
+    pairs = [f"{x}->{y}" for x in "abc" for y in "abc" if x != y]
+    for pair in pairs:
+        assert properties[f"{pair}.enabled"] == "true"
+        assert properties[f"{pair}.consumer.isolation.level"] == "read_committed"
+    assert all(properties[f"{name}.exactly.once.source.support"] == "enabled" for name in "abc")
+    assert properties["a->b.source.cluster.bootstrap.servers"] == "127.0.0.1:9"
+    assert properties["b->a.source.cluster.bootstrap.servers"] == "127.0.0.1:2"
+    assert not any(name.startswith(("consumer.", "offset.flush")) for name in properties)
+
+
+def test_the_errors_of_a_log_are_found(tmp_path: Path) -> None:
+    log = tmp_path / "k.log"
+    log.write_text("old ERROR gone\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("INFO fine\n2026 ERROR Fatal error during broker startup (x)\njava.lang.Boom\n\tat x.y(z)\n")
+        file.write("Caused by: java.io.IOException: no space\n\tat q\n")
+    assert last_errors(log, since_byte=start) == [
+        "2026 ERROR Fatal error during broker startup (x)",
+        "Caused by: java.io.IOException: no space",
+    ]
+    assert last_errors(tmp_path / "none.log") == []

@@ -1,0 +1,63 @@
+"""Ports are kept, and chosen again where busy; a data directory keeps its regions."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import pytest
+
+from streams.model.errors import BadInput
+from streams.model.topology import Topology
+from streams.region.plan import parse_regions, plan
+
+
+def ports(topology: Topology) -> list[int]:
+    found = []
+    for region in topology.regions:
+        found += [int(region.bootstrap_servers.split(":")[1]), region.controller_port, region.gateway_port]
+    return found
+
+
+def test_ports_differ_and_are_remembered(tmp_path: Path) -> None:
+    first = plan(tmp_path, None)
+    assert first.names == ("us-east", "eu-west")
+    assert len(set(ports(first))) == 6
+    assert plan(tmp_path, None) == first == plan(tmp_path, ["us-east", "eu-west"]) == Topology.load(tmp_path)
+
+
+def test_a_busy_port_is_avoided(tmp_path: Path) -> None:
+    first = plan(tmp_path, ("a", "b"))
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", first.regions[0].gateway_port))
+        squatter.listen()
+        second = plan(tmp_path, None)
+    assert second.regions[0].gateway_port not in ports(first)
+    assert second.regions[0].gateway_url.endswith(f":{second.regions[0].gateway_port}")
+    assert ports(second)[:2] == ports(first)[:2] and ports(second)[3:] == ports(first)[3:]
+
+
+def test_other_regions_are_refused(tmp_path: Path) -> None:
+    plan(tmp_path, ("a", "b"))
+    with pytest.raises(BadInput, match="holds the regions a,b, not b,a"):
+        plan(tmp_path, ("b", "a"))
+
+
+def test_a_mirror_proxy_gets_a_listener(tmp_path: Path) -> None:
+    first = plan(tmp_path, ("a", "b"))
+    proxied = tuple(dataclasses.replace(region, mirror_bootstrap_servers="127.0.0.1:7") for region in first.regions)
+    Topology(proxied).save(tmp_path)
+    second = plan(tmp_path, None)
+    assert len({*ports(second), *(int(region.extra["mirror_port"]) for region in second.regions)}) == 8
+
+
+@pytest.mark.parametrize("text", ["", "a,,b", "A", "a,a", "a b", "../x", "-a", "a_b", "a" * 40])
+def test_bad_region_names(text: str) -> None:
+    with pytest.raises(BadInput, match="--regions"):
+        parse_regions(text)
+
+
+def test_good_region_names() -> None:
+    assert parse_regions("us-east, eu-west,x") == ("us-east", "eu-west", "x")
