@@ -36,7 +36,13 @@ PURGE = {
         {"name": "remove", "type": "boolean"},
     ],
 }
-SCHEMAS: dict[int, tuple[int, Any]] = {11: (0, COUNTER_ADD), 12: (0, JSON), 13: (0, NUMBER), 14: (1, DELETE), 15: (2, PURGE)}
+SCHEMAS: dict[int, tuple[int, Any]] = {
+    11: (0, COUNTER_ADD),
+    12: (0, JSON),
+    13: (0, NUMBER),
+    14: (1, DELETE),
+    15: (2, PURGE),
+}
 
 
 def config_of(rules: Rules) -> DecoderConfig:
@@ -69,7 +75,9 @@ def batch_bytes(records: list[Record], log_append_ms: int | None) -> bytes:
 
 decimals = st.one_of(
     st.integers(0, 2**70).map(lambda n: b"%d" % n),
-    st.sampled_from([b"", b"-1", b"+5", b" 1", b"1e3", b"0x1", b"18446744073709551615", b"18446744073709551616", b"000"]),
+    st.sampled_from(
+        [b"", b"-1", b"+5", b" 1", b"1e3", b"0x1", b"18446744073709551615", b"18446744073709551616", b"000"]
+    ),
     st.just(None),
 )
 hlcs = st.integers(-5_000, 5_000).map(lambda d: b"%d" % ((NOW_MS + d) << 16))
@@ -80,14 +88,18 @@ headers = st.lists(
         st.tuples(st.just("ttl_ms"), st.one_of(ttls, ttls, decimals)),
         st.tuples(st.just("generation"), st.one_of(hlcs, decimals)),
         st.tuples(st.just("origin"), st.sampled_from([b"us-east", b"", "é".encode(), b"\xff", None])),
-        st.tuples(st.sampled_from(["idempotency_key", "", "HLC", "other"]), st.one_of(st.none(), st.binary(max_size=9))),
+        st.tuples(
+            st.sampled_from(["idempotency_key", "", "HLC", "other"]), st.one_of(st.none(), st.binary(max_size=9))
+        ),
     ),
     max_size=4,
 )
 good_headers = st.just([]) | st.tuples(st.tuples(st.just("hlc"), st.just(b"%d" % (NOW_MS << 16)))).map(list)
 keys = st.one_of(
     st.text(max_size=20).map(lambda s: b"score:" + s.encode("utf-8", "ignore")),
-    st.sampled_from([None, b"", b"score", b"score:", b"scores:x", b"score:\xff", b"score:\xed\xa0\x80", b"score:\xc0\x80"]),
+    st.sampled_from(
+        [None, b"", b"score", b"score:", b"scores:x", b"score:\xff", b"score:\xed\xa0\x80", b"score:\xc0\x80"]
+    ),
     st.sampled_from([b"score:" + b"x" * 1018, b"score:" + b"x" * 1019, b"score:\xf4\x90\x80\x80", b"score:\xf0\x9f"]),
 )
 good_keys = st.integers(0, 99).map(lambda n: b"score:%d" % n)
@@ -97,7 +109,10 @@ bodies = st.one_of(
     st.floats().map(lambda x: (13, write(NUMBER, {"value": x}))),
     st.just((14, b"")),
     st.tuples(st.integers(-2000, 2000), st.booleans()).map(
-        lambda t: (15, write(PURGE, {"generation": (NOW_MS + t[0]) << 16, "before_ms": 1, "last_hlc": 2, "remove": t[1]}))
+        lambda t: (
+            15,
+            write(PURGE, {"generation": (NOW_MS + t[0]) << 16, "before_ms": 1, "last_hlc": 2, "remove": t[1]}),
+        )
     ),
     st.tuples(st.sampled_from([11, 12, 13, 14, 15, 16]), st.binary(max_size=14)),
 )
@@ -247,7 +262,9 @@ def check_oracle(schema: Any, body: bytes) -> Reason | None:
 @given(st.data())
 def test_avro_programs_judge_bodies_as_the_oracle_does(data: st.DataObject) -> None:
     schema = data.draw(a_schema([]))
-    body = b"".join(data.draw(st.lists(st.sampled_from([b"\0", b"\2", b"\4", b"\1", b"a", b"\x80", b"\xff", b"\0\0"]), max_size=20)))
+    body = b"".join(
+        data.draw(st.lists(st.sampled_from([b"\0", b"\2", b"\4", b"\1", b"a", b"\x80", b"\xff", b"\0\0"]), max_size=20))
+    )
     if data.draw(st.booleans()):
         body = data.draw(st.binary(max_size=24))
     assert check_alone(schema, body) == check_oracle(schema, body)

@@ -100,7 +100,9 @@ class Table:
 
 @settings(max_examples=250, deadline=None, print_blob=True)
 @given(a_history(), st.data())
-def test_any_split_of_the_input_gives_the_models_table(history: tuple[MergeType, list[Event]], data: st.DataObject) -> None:
+def test_any_split_of_the_input_gives_the_models_table(
+    history: tuple[MergeType, list[Event]], data: st.DataObject
+) -> None:
     kind, events = history
     want, want_rejects = model_of(kind, events)
     table = Table(kind)
@@ -150,13 +152,16 @@ def test_select_keeps_the_chosen_events(history: tuple[MergeType, list[Event]], 
     _, events = history
     batch = build(events)
     assert Batch.parse(batch.raw).events() == events
-    chosen = data.draw(st.lists(st.integers(0, max(0, len(events) - 1)), max_size=len(events)) if events else st.just([]))
+    chosen = data.draw(
+        st.lists(st.integers(0, max(0, len(events) - 1)), max_size=len(events)) if events else st.just([])
+    )
     assert batch.select(chosen).events() == [events[i] for i in chosen]
 
 
 def test_sixteen_cells_are_kept() -> None:
     events = [
-        Event(BASE_MS + i * 10, (BASE_MS + i * 10) << 16, BASE_MS + i * 10 + 5, 0, 0, b"k:a", b"\0\0\0\0\1\2") for i in range(40)
+        Event(BASE_MS + i * 10, (BASE_MS + i * 10) << 16, BASE_MS + i * 10 + 5, 0, 0, b"k:a", b"\0\0\0\0\1\2")
+        for i in range(40)
     ]
     for cut in (1, 7, 40):
         table = Table(MergeType.COUNTER)
@@ -172,7 +177,8 @@ def test_a_table_larger_than_the_modules_memory_folds_exactly(kind: MergeType) -
     """4 MiB of memory, 60,000 keys in one run: rows are spilled between commits, no event is condemned."""
     value = {MergeType.COUNTER: b"\0\0\0\0\1\2", MergeType.LWW: b"\0\0\0\0\1value"}.get(kind, b"\0\0\0\0\1" + bytes(8))
     events = [
-        Event(BASE_MS + i, (BASE_MS + i) << 16, NEVER, 0, 0, b"k:%d" % (i * 7919 % 60_000), value) for i in range(90_000)
+        Event(BASE_MS + i, (BASE_MS + i) << 16, NEVER, 0, 0, b"k:%d" % (i * 7919 % 60_000), value)
+        for i in range(90_000)
     ]
     table = Table(kind, FoldOptions(limits=Limits(memory_bytes=4 << 20), merge=int(kind)))
     rejects = []
