@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from streams.definitions.registry import Definitions
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
 from streams.serde import DELETE, PURGE, AvroSchema, load_builtin
@@ -76,6 +77,43 @@ def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema]) -> Keyspa
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
     return KeyspaceRules(DecoderConfig(keyspace.name, programs, keyspace.ttl_ms), reader, others)
+
+
+class DefinitionsCatalog:
+    """The definitions topic, as snapshots: decoding threads read them while the event loop follows the topic."""
+
+    def __init__(self, definitions: Definitions) -> None:
+        self._definitions = definitions
+        self._changed = asyncio.Event()
+        self._keyspaces: tuple[Keyspace, ...] = ()
+        self._puts: dict[str, dict[int, AvroSchema]] = {}
+        definitions.on_change(lambda _: self._refresh())
+        self._refresh()
+
+    def _refresh(self) -> None:
+        found = self._definitions
+        keyspaces = tuple(found.keyspaces.values())
+        self._puts = {
+            each.name: {
+                ident: found.schema(ident) for ident, op, _ in found.schema_table(each.name) if op == OP_PUT
+            }
+            for each in keyspaces
+        }
+        self._keyspaces = keyspaces
+        self._changed.set()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set after every change."""
+        return self._changed
+
+    def keyspaces(self) -> Sequence[Keyspace]:
+        """Those defined."""
+        return self._keyspaces
+
+    def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
+        """Every registered version of the keyspace's subject."""
+        return self._puts.get(keyspace, {})
 
 
 class BuiltinCatalog:

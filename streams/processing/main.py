@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 
 import uvloop
 
-from streams.model.errors import StreamsError
+from streams.definitions.registry import Definitions
+from streams.kafka.admin import wait_for_broker
+from streams.model.errors import NotFound, StreamsError
+from streams.model.topology import Region, Topology
+from streams.processing.catalog import BuiltinCatalog, DefinitionsCatalog
 from streams.processing.options import WorkerOptions
 
+_BROKER_WAIT_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +34,24 @@ def run_worker(options: WorkerOptions) -> int:
 
 
 async def _serve(options: WorkerOptions) -> int:
-    from streams.processing.catalog import BuiltinCatalog
     from streams.processing.worker import Worker
 
-    return await Worker(options, BuiltinCatalog()).run()
+    if options.only_builtin:
+        return await Worker(options, BuiltinCatalog()).run()
+    await wait_for_broker(options.bootstrap_servers, _BROKER_WAIT_S)
+    async with Definitions(topology_of(options), options.region) as definitions:
+        return await Worker(options, DefinitionsCatalog(definitions)).run()
+
+
+def topology_of(options: WorkerOptions) -> Topology:
+    """The data directory's topology with this worker's bootstrap servers; without one, this region alone."""
+    here = Region(options.region, options.bootstrap_servers)
+    try:
+        found = Topology.load(options.data)
+        found.region(options.region)
+    except NotFound:
+        return Topology((here,))
+    servers = options.bootstrap_servers
+    return Topology(
+        tuple(replace(each, bootstrap_servers=servers) if each.name == here.name else each for each in found.regions)
+    )
