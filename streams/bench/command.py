@@ -11,8 +11,11 @@ import typer
 from rich.console import Console
 
 from streams.bench.counters import EVENTS, ROUNDS, CountersOptions, Say, bench_counters
+from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_visible
 from streams.bench.machine import machine
+from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.report import Report, Result
+from streams.bench.restore import RestoreBench, bench_restore
 from streams.model.errors import BadInput, StreamsError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -21,6 +24,11 @@ ALL = "all"
 Bench = Callable[[CountersOptions, Say], Sequence[Result]]
 BENCHES: dict[str, Bench] = {
     "counters": bench_counters,
+    "put": lambda _, say: bench_put(LatencyOptions(), say),
+    "visible": lambda _, say: bench_visible(LatencyOptions(), say),
+    "read": lambda _, say: bench_read(LatencyOptions(), say),
+    "restore": lambda _, say: bench_restore(RestoreBench(), say),
+    "memory": lambda _, say: bench_memory(MemoryOptions(), say),
 }
 
 

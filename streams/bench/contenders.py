@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,24 +76,33 @@ def run_faust(setting: Setting) -> Measured:
 
 
 def run_streams(setting: Setting) -> Measured:
-    """Ours: a worker process (`streams worker`) over the load's topic, observed only through its changelog's markers.
+    """Ours: a worker process of the built-in UDFs over the load's topic, observed only through its changelog's markers.
 
     Timed from the first marker past the warm-up to the first that covers the topic's end, as a read_committed reader
     sees them; events committed with the former are not counted. StreamsError when it does not get there in time.
     """
     load = setting.load
     region = ["--region", "us-east", "--bootstrap-servers", load.bootstrap_servers]
-    command = [sys.executable, "-m", "streams.cli.main", "worker", *region, "--data", str(setting.directory / "data")]
+    place = ["--data", str(setting.directory / "data"), "--only-builtin"]
+    command = [sys.executable, "-m", "streams.processing", *region, *place]
     log = setting.directory / "worker.log"
-    worker = spawn(command, log)
+    watch = setting.java.command("BenchTool", "markers", load.bootstrap_servers, TABLE_TOPIC, heap_mb=256)
+    watch.append(f"{setting.timeout_s:.0f}")
+    watcher = subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent())
+    worker: subprocess.Popen[bytes] | None = None
     try:
-        wait_for_topic(setting, TABLE_TOPIC, worker)
-        start, end = _watch_markers(setting, worker)
+        if watcher.stdout is None or watcher.stdout.readline() != "ready\n":
+            raise StreamsError("the reader of markers did not start")
+        worker = spawn(command, log)
+        start, end = _watch_markers(watcher, worker, load)
     except StreamsError as error:
-        words = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
-        raise StreamsError(f"{error.detail}; the worker said: {words}") from None
+        words = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+        raise StreamsError(f"{error.detail}; the worker said: {' | '.join(words) or 'nothing'}") from None
     finally:
-        stop(worker)
+        watcher.kill()
+        watcher.wait()
+        if worker is not None:
+            stop(worker)
     rows = dump(setting.java, load.bootstrap_servers, TABLE_TOPIC, _dump_file(setting))
     return Measured(end.position - start.position, end.seconds - start.seconds, counter_rows(rows))
 
@@ -117,38 +125,21 @@ class Progress:
     position: int
 
 
-def wait_for_topic(setting: Setting, topic: str, worker: subprocess.Popen[bytes]) -> None:
-    """Wait until the worker has made its table's changelog; StreamsError when it ends or takes too long."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and worker.poll() is None:
-        if topic in setting.java.run("BenchTool", "topics", setting.load.bootstrap_servers).split():
-            return
-    raise StreamsError(f"the worker made no topic {topic}")
-
-
-def _watch_markers(setting: Setting, worker: subprocess.Popen[bytes]) -> tuple[Progress, Progress]:
+def _watch_markers(
+    watcher: subprocess.Popen[str], worker: subprocess.Popen[bytes], load: Load
+) -> tuple[Progress, Progress]:
     """The first committed progress past the warm-up, and the first that is complete."""
-    load = setting.load
-    command = setting.java.command("BenchTool", "markers", load.bootstrap_servers, TABLE_TOPIC, heap_mb=256)
-    command.append(f"{setting.timeout_s:.0f}")
-    watcher = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent()
-    )
     positions: dict[str, int] = {}
     start: Progress | None = None
-    try:
-        for line in watcher.stdout or ():
-            if worker.poll() is not None:
-                break
-            progress = advance(positions, line)
-            if start is None and progress.position >= load.warmup_events:
-                start = progress
-            if start is not None and progress.position >= load.total_events:
-                return start, progress
-        raise StreamsError(f"ours got to {sum(positions.values())} of {load.total_events} events")
-    finally:
-        watcher.kill()
-        watcher.wait()
+    for line in watcher.stdout or ():
+        if worker.poll() is not None:
+            break
+        progress = advance(positions, line)
+        if start is None and progress.position >= load.warmup_events:
+            start = progress
+        if start is not None and progress.position >= load.total_events:
+            return start, progress
+    raise StreamsError(f"ours got to {sum(positions.values())} of {load.total_events} events")
 
 
 def advance(positions: dict[str, int], line: str) -> Progress:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from streams.bench.contenders import CONTENDERS, SLOW, STREAMS, TABLE_TOPIC, Setting
+from streams.bench.contenders import CONTENDERS, SLOW, STREAMS, Setting
 from streams.bench.java import Java, prepare_java
 from streams.bench.load import Load, create_topic, produce
 from streams.bench.report import Result
@@ -103,7 +103,7 @@ def _measure(contender: str, setting: Setting, samples: Samples, say: Say) -> No
     measured = CONTENDERS[contender](setting)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     setting.load.verify(contender, measured.totals)
-    for prefix in (setting.name, TABLE_TOPIC, "dead-letter.", "definitions"):
+    for prefix in (setting.name, "table.", "dead-letter."):
         setting.java.run("BenchTool", "delete", setting.load.bootstrap_servers, prefix)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     samples.events_per_s.append(measured.events_per_s)

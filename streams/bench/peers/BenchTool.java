@@ -32,10 +32,10 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * <p>`dump bootstrap topic file`: the last value of every key of a topic, read_committed:
  * (i32 key length, key, i32 value length or -1, value)…
  *
- * <p>`markers bootstrap topic seconds`: follows the last committed marker of every partition of a table's changelog;
- * prints `seconds-since-start marker-JSON` for each new one, for that many seconds.
+ * <p>`markers bootstrap topic seconds`: prints `ready`, waits for the topic, then follows the last
+ * committed marker of every partition of a table's changelog and prints `seconds-since-start marker-JSON` for each new one, for that many seconds.
  *
- * <p>`create bootstrap topic partitions name=value…`, `delete bootstrap prefix`, `topics bootstrap`.
+ * <p>`create bootstrap topic partitions name=value…`, `delete bootstrap prefix`.
  */
 public final class BenchTool {
     private static final byte[] MARKER = "\0marker".getBytes(StandardCharsets.UTF_8);
@@ -144,6 +144,11 @@ public final class BenchTool {
     private static void markers(String[] a) throws Exception {
         long start = System.nanoTime();
         try (var consumer = consumer(a[1])) {
+            System.out.println("ready");
+            System.out.flush();
+            while (!consumer.listTopics().containsKey(a[2])) {
+                Thread.sleep(20);
+            }
             List<TopicPartition> assigned = partitions(consumer, a[2]);
             consumer.assign(assigned);
             Map<TopicPartition, Long> shown = new HashMap<>();
@@ -186,12 +191,6 @@ public final class BenchTool {
         }
     }
 
-    private static void topics(String[] a) throws Exception {
-        try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", a[1]))) {
-            admin.listTopics().names().get().forEach(System.out::println);
-        }
-    }
-
     private static void create(String[] a) throws Exception {
         try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", a[1]))) {
             Map<String, String> config = new HashMap<>();
@@ -211,7 +210,6 @@ public final class BenchTool {
             case "markers" -> markers(a);
             case "create" -> create(a);
             case "delete" -> delete(a);
-            case "topics" -> topics(a);
             default -> throw new IllegalArgumentException(a[0]);
         }
     }
