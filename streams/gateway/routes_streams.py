@@ -103,8 +103,8 @@ class StreamRoutes:
                     wanted = [key for key in keys if key.startswith(prefix)]
                     if wanted:
                         # The position goes out with the last row only: a cut in between sends the group again.
-                        rows = [event("row", self._row(table, key), str(after)).partition(b"\n")[2] for key in wanted]
-                        yield b"".join(rows[:-1]) + b"id: %b\n" % str(after).encode() + rows[-1]
+                        *first, last = (self._row(table, key) for key in wanted)
+                        yield b"".join(map(_without_id, first)) + event("row", last, str(after))
                 if not await table.watch.wait(position, self._gateway.options.stream_idle_s):
                     yield IDLE
             except WatchGap:
@@ -127,6 +127,10 @@ class StreamRoutes:
     def _row(self, table: EdgeTable, key: bytes) -> dict[str, object]:
         merged = table.get(key)
         return {"key": key.decode(), "value": None} if merged is None else self._gateway.row_of(key, merged)
+
+
+def _without_id(row: dict[str, object]) -> bytes:
+    return event("row", row, "").partition(b"\n")[2]
 
 
 async def _elsewhere(url: str, call: Call) -> AsyncIterator[bytes]:

@@ -1,0 +1,74 @@
+"""Health, readiness, metrics, documentation and the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from streams.gateway.context import Gateway
+from streams.gateway.endpoint import Operation
+from streams.gateway.http import Call, Reply, reply
+from streams.model.errors import Unavailable
+
+HTML = b"text/html; charset=utf-8"
+PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class SystemRoutes:
+    """Handlers about the gateway itself. `document` makes the OpenAPI document."""
+
+    def __init__(self, gateway: Gateway, document: Callable[[], dict[str, Any]]) -> None:
+        self._gateway, self._document = gateway, document
+        self._openapi: dict[str, Any] | None = None
+
+    def operations(self) -> list[Operation]:
+        """The routes; all open."""
+
+        def page(path: str, handler: Any, summary: str, kind: str = "text/html") -> Operation:
+            return Operation("GET", path, handler, summary, "open", answer_type=kind, tag="system")
+
+        return [
+            page("/healthz", self.health, "The process answers", "application/json"),
+            page("/readyz", self.readiness, "The region serves: log, tables and worker are there", "application/json"),
+            page("/metrics", self.metrics, "For Prometheus", "text/plain"),
+            page("/openapi.json", self.openapi, "This document", "application/json"),
+            page("/docs", self.docs, "This document, for reading"),
+            page("/", self.dashboard, "Dashboard"),
+        ]
+
+    async def health(self, call: Call) -> Reply:
+        """Alive."""
+        return reply({"status": "ok", "region": self._gateway.region.name})
+
+    async def readiness(self, call: Call) -> Reply:
+        """Ready, or why not (503)."""
+        reason = "the gateway is stopping" if self._gateway.closing.is_set() else await self._gateway.unready()
+        if reason is not None:
+            raise Unavailable(reason, fix="wait; see `streams status` and `streams logs`")
+        return reply({"status": "ready", "region": self._gateway.region.name})
+
+    async def metrics(self, call: Call) -> Reply:
+        """The exposition format."""
+        for name in self._gateway.tables.tables:
+            staleness = self._gateway.tables.staleness_ms(name)
+            self._gateway.metrics.staleness_ms.labels(name).set(staleness)
+        return Reply(self._gateway.metrics.text(), content_type=PROMETHEUS)
+
+    async def openapi(self, call: Call) -> Reply:
+        """OpenAPI 3.1."""
+        if self._openapi is None:
+            self._openapi = self._document()
+        return reply(self._openapi)
+
+    async def docs(self, call: Call) -> Reply:
+        """A page that shows /openapi.json; loads nothing from elsewhere."""
+        return Reply(_page("docs.html"), content_type=HTML)
+
+    async def dashboard(self, call: Call) -> Reply:
+        """A page that shows the region."""
+        return Reply(_page("dashboard.html"), content_type=HTML)
+
+
+def _page(name: str) -> bytes:
+    return (resources.files("streams.gateway") / "pages" / name).read_bytes()

@@ -1,0 +1,154 @@
+"""A gateway over HTTP with real tables and definitions, whose log is a model: puts fold in Python, at once.
+
+The HTTP server, routes, definitions, edge tables and RocksDB are the real ones. Kafka and the worker are not: tests
+of the whole path are in tests/integration.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from streams.definitions import Definitions
+from streams.edge.edge_store import EdgeTables
+from streams.edge.options import EdgeOptions, TableSpec
+from streams.gateway.app import GatewayApp
+from streams.gateway.context import Gateway, GatewayOptions
+from streams.gateway.http_server import HttpServer
+from streams.gateway.routes_schemas import schema_routes
+from streams.kafka.batches import Headers, Record
+from streams.kafka.producer import BatchMeta, RecordMeta
+from streams.model.clock import NEVER_MS
+from streams.model.errors import StreamsError
+from streams.model.keys import partition_for
+from streams.model.keyspace import BUILTIN
+from streams.model.row import MergeType
+from streams.model.topology import Region, Topology
+from streams.serde import DELETE, load_builtin
+from tests.support.definitions import MemoryHome, MemoryLog
+from tests.support.edge_units import STORE, Writer
+
+REGIONS = ("us-east", "eu-west")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class ModelLog:
+    """Where events go: folded by a model, published to the tables at once. `refuse` is raised instead, once."""
+
+    tables: EdgeTables
+    definitions: Definitions
+    writers: dict[tuple[str, int], Writer] = field(default_factory=dict)
+    offsets: dict[tuple[str, int], int] = field(default_factory=dict)
+    refuse: StreamsError | None = None
+    hold: bool = False
+
+    async def put(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> RecordMeta:
+        """Accept and fold one event."""
+        refuse, self.refuse = self.refuse, None
+        if refuse is not None:
+            raise refuse
+        assert key is not None and value is not None
+        keyspace = self.definitions.keyspace(topic.removeprefix("events."))
+        number = partition_for(key, keyspace.partitions)
+        writer = self._writer(keyspace.name, number)
+        now_ms = time.time_ns() // 1_000_000
+        given = dict(headers)
+        ttl = given.get("ttl_ms")
+        generation = int(given.get("generation") or 0)
+        if int.from_bytes(value[1:5], "big") == load_builtin()[DELETE].id:
+            writer.delete(key, at_ms=now_ms, generation=generation)
+        else:
+            body = self.definitions.from_avro(value)
+            kind = keyspace.merge
+            folded = body["add"] if kind is MergeType.COUNTER else float(body) if kind is MergeType.MAX else value
+            expires = NEVER_MS if ttl is None else now_ms + int(ttl)
+            writer.put(key, folded, at_ms=now_ms, expires_ms=expires, generation=generation)
+        offset = self.offsets.get((topic, number), 0)
+        self.offsets[topic, number] = offset + 1
+        if not self.hold:
+            self.publish()
+        return RecordMeta(topic, number, offset, now_ms)
+
+    async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
+        """Accept and fold many."""
+        done = [await self.put(topic, key, value, headers) for key, value, headers in records]
+        return BatchMeta(
+            topic,
+            np.array([meta.partition for meta in done], np.int32),
+            np.array([meta.offset for meta in done], np.int64),
+            np.array([meta.timestamp_ms for meta in done], np.int64),
+        )
+
+    def publish(self) -> None:
+        """Make what was folded visible; also brings every table's markers up to now."""
+        now_ms = time.time_ns() // 1_000_000
+        for writer in self.writers.values():
+            self.tables.publish_now(writer.commit(REGIONS[0], time_ms=now_ms))
+
+    def _writer(self, name: str, number: int) -> Writer:
+        if (name, number) not in self.writers:
+            spec = self.tables.table(name).spec
+            self.writers[name, number] = Writer(REGIONS[0], spec, number)
+        return self.writers[name, number]
+
+
+@dataclass
+class TestGateway:
+    """A running gateway. `http` sends to it; `log` is the model behind it."""
+
+    __test__ = False
+    url: str
+    http: aiohttp.ClientSession
+    log: ModelLog
+    gateway: Gateway
+    app: GatewayApp
+
+
+@asynccontextmanager
+async def running_gateway(path: Path, options: GatewayOptions | None = None) -> AsyncIterator[TestGateway]:
+    """A gateway of us-east on a free port."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    topology = Topology((Region(REGIONS[0], "unused", url, port), Region(REGIONS[1], "unused", "http://127.0.0.1:1")))
+    tables = EdgeTables(
+        EdgeOptions(path, REGIONS[0], REGIONS, store=STORE), decode=lambda _, payload: definitions.from_avro(payload)
+    )
+    tables.set_tables(TableSpec.of(keyspace) for keyspace in BUILTIN)
+    for replica in tables.replica_ids():
+        tables.attach(replica)
+    async with Definitions(topology, REGIONS[0], log=MemoryLog(MemoryHome())) as definitions:
+        log = ModelLog(tables, definitions)
+        gateway = Gateway(topology, topology.region(REGIONS[0]), tables, log, definitions, options or GatewayOptions())
+        app = GatewayApp(gateway, schema_routes(definitions))
+        server = HttpServer(app, port)
+        await server.start()
+        async with aiohttp.ClientSession(url) as http:
+            try:
+                yield TestGateway(url, http, log, gateway, app)
+            finally:
+                gateway.closing.set()
+                await http.close()
+                await server.stop()
+                await tables.close()
