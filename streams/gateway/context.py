@@ -50,7 +50,7 @@ class Gateway:
     """One region's gateway.
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
-    here. `closing` is set when the gateway stops: streams end then.
+    here. `started`: until then only open routes are served. `closing` is set when the gateway stops: streams end then.
     """
 
     topology: Topology
@@ -62,6 +62,7 @@ class Gateway:
     authority: Authority = field(default_factory=Authority)
     unready: Callable[[], Awaitable[str | None]] = _always_ready
     create_topics: Callable[[Keyspace], Awaitable[None]] = _no_topics
+    started: bool = True
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)

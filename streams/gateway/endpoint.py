@@ -16,7 +16,7 @@ from streams.gateway.idempotency import IdempotencyStore, fingerprint
 from streams.gateway.metrics import Metrics
 from streams.gateway.params import IDEMPOTENCY_KEY, IntParam, Param
 from streams.gateway.problem import InternalError, MethodNotAllowed, problem
-from streams.model.errors import StreamsError, TooLarge
+from streams.model.errors import StreamsError, TooLarge, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class EndpointServices(Protocol):
     authority: Authority
     idempotency: IdempotencyStore
     metrics: Metrics
+    started: bool
 
     @property
     def body_limit_bytes(self) -> int:
@@ -107,6 +108,8 @@ class Endpoint:
             allowed = ", ".join(self._operations)
             raise MethodNotAllowed(f"{call.method} is not served here", field="method", fix=f"use {allowed}")
         if operation.action != "open":
+            if not self._services.started:
+                raise Unavailable("the gateway is starting", fix="wait until /readyz answers 200")
             call.principal = self._services.authority.authenticate(call.header(b"authorization"))
             if operation.action == "admin":
                 authorize(call.principal, "", "admin")

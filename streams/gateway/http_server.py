@@ -35,6 +35,11 @@ class HttpServer:
         )
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
     async def start(self) -> None:
         """Listen. Conflict when the port is taken; returns when connections are accepted."""
         _check_free(self._host, self._port)

@@ -1,0 +1,247 @@
+"""A gateway process: brings the region's tables, log and definitions up, serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import uvloop
+
+from streams.definitions import Definitions
+from streams.edge.edge_store import EdgeTables
+from streams.edge.options import EdgeOptions, TableSpec
+from streams.edge.purger import Purge, Purger
+from streams.edge.tail import ChangelogTail
+from streams.gateway.app import GatewayApp
+from streams.gateway.auth import Authority
+from streams.gateway.context import Gateway, GatewayOptions
+from streams.gateway.http_server import HttpServer
+from streams.gateway.routes_schemas import schema_routes
+from streams.kafka.admin import Admin
+from streams.kafka.producer import EventProducer, ProducerOptions
+from streams.model.errors import NotFound, StreamsError
+from streams.model.keyspace import BUILTIN, Keyspace
+from streams.model.topology import Region, Topology
+from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
+from streams.serde import purge_value
+
+log = logging.getLogger(__name__)
+
+TOKENS_FILE = "tokens.json"
+_RETRY_S = 0.5
+_PROBE_S = 2.0
+_PROBE_EVERY_S = 1.0
+_RECORD_MARGIN_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """One gateway process. `port` 0: the topology's. `tokens`: who may do what; a missing file leaves all open."""
+
+    region: str
+    data: Path
+    bootstrap_servers: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    tokens: Path | None = None
+    limits: GatewayOptions = field(default_factory=GatewayOptions)
+
+
+class GatewayServer:
+    """Everything of one gateway, on one event loop."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        topology = topology_of(options)
+        region = topology.region(options.region)
+        self.definitions = Definitions(topology, region.name)
+        self.producer = EventProducer(
+            region.bootstrap_servers,
+            ProducerOptions(max_record_bytes=RECORD_BYTES_MAX - _RECORD_MARGIN_BYTES, client_id="streams-gateway"),
+        )
+        self.tables = EdgeTables(
+            EdgeOptions(options.data / "gateway" / region.name, region.name, topology.names),
+            observe=lambda hlc: self.gateway.clock.observe(hlc),
+            decode=lambda _table, payload: self.definitions.from_avro(payload),
+        )
+        self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
+        self.purger = Purger(self.tables, self._emit_purge)
+        self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
+        tokens = options.tokens or options.data / TOKENS_FILE
+        self.gateway = Gateway(
+            topology,
+            region,
+            self.tables,
+            self.producer,
+            self.definitions,
+            options.limits,
+            authority=Authority.load(tokens),
+            unready=self._unready,
+            create_topics=self._create_topics,
+        )
+        self.gateway.started = False
+        self.http = HttpServer(
+            GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
+        )
+        self._background: set[asyncio.Task[None]] = set()
+        self._starting = "the gateway is starting"
+        self._probed_s = 0.0
+        self._probed: str | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then close everything in order."""
+        await self.http.start()
+        log.info("gateway of %s on http://%s:%s", self.gateway.region.name, self._options.host, self.http.port)
+        bring_up = asyncio.create_task(self._bring_up())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({bring_up, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if bring_up.done():
+                bring_up.result()
+                await stopping
+        finally:
+            for task in (bring_up, stopping):
+                task.cancel()
+            await asyncio.gather(bring_up, stopping, return_exceptions=True)
+            await self._close()
+
+    async def _bring_up(self) -> None:
+        await self._until("the region's Kafka", self._start_admin)
+        await self._until("topics", lambda: ensure_keyspace_topics(self._admin, BUILTIN))
+        await self._until("the producer", self.producer.start)
+        await self._until("definitions", self.definitions.start)
+        await self._until("topics", lambda: ensure_keyspace_topics(self._admin, self.definitions.keyspaces.values()))
+        self._follow_definitions()
+        self.definitions.on_change(lambda _entries: self._follow_definitions())
+        await self.tail.start()
+        await self._until("tables", lambda: self.tail.wait_ready(30.0))
+        self.gateway.started = True
+        self._spawn(self.purger.run(), "purger")
+        log.info("tables are caught up; serving")
+
+    async def _start_admin(self) -> None:
+        await self._admin.start()
+
+    async def _until(self, what: str, start: Callable[[], Awaitable[object]]) -> None:
+        """Do it, again and again while what it needs is not there; `/readyz` says what is waited for."""
+        self._starting = f"waiting for {what}"
+        while True:
+            try:
+                await start()
+                return
+            except StreamsError as error:
+                if not error.retriable:
+                    raise
+                self._starting = f"waiting for {what}: {error}"
+                log.warning("%s", self._starting)
+            await asyncio.sleep(_RETRY_S)
+
+    def _follow_definitions(self) -> None:
+        keyspaces = list(self.definitions.keyspaces.values())
+        missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
+        self.tables.set_tables(map(TableSpec.of, keyspaces))
+        if missing and self.gateway.started:
+            self._spawn(self._ensure(missing), "topics")
+
+    async def _ensure(self, keyspaces: Iterable[Keyspace]) -> None:
+        try:
+            await ensure_keyspace_topics(self._admin, keyspaces)
+        except StreamsError as error:
+            log.error("topics of new keyspaces: %s", error)
+
+    async def _create_topics(self, keyspace: Keyspace) -> None:
+        await ensure_keyspace_topics(self._admin, [keyspace])
+        self._follow_definitions()
+
+    async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
+        gateway = self.gateway
+        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove)
+        headers = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
+        topic = self.definitions.keyspace(keyspace).events_topic
+        await self.producer.put(topic, key, value, headers, partition)
+
+    async def _unready(self) -> str | None:
+        if not self.gateway.started:
+            return self._starting
+        own = self.gateway.region.name
+        limit_ms = self._options.limits.ready_staleness_ms
+        for keyspace in BUILTIN:
+            age_ms = self.tables.staleness(keyspace.name).by_origin[own]
+            if age_ms > limit_ms:
+                return f"the worker's last commit of table {keyspace.name} is {age_ms} ms old"
+        return await self._probe()
+
+    async def _probe(self) -> str | None:
+        if time.monotonic() - self._probed_s > _PROBE_EVERY_S:
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    await self._admin.topics([BUILTIN[0].events_topic])
+                self._probed = None
+            except (StreamsError, TimeoutError) as error:
+                self._probed = f"the region's Kafka does not answer: {error}"
+            self._probed_s = time.monotonic()
+        return self._probed
+
+    def _spawn(self, work: Awaitable[None], name: str) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(lambda done: self._ended(done, name))
+
+    def _ended(self, task: asyncio.Task[None], name: str) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s ended", name, exc_info=task.exception())
+
+    async def _close(self) -> None:
+        self.gateway.closing.set()
+        await self.http.stop()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for part in (self.tail.stop, self.producer.stop, self.definitions.stop, self._admin.stop, self.tables.close):
+            with contextlib.suppress(StreamsError):
+                await part()
+
+
+def topology_of(options: ServerOptions) -> Topology:
+    """The data directory's topology, this region's bootstrap servers replaced if given; without one, this region."""
+    try:
+        found = Topology.load(options.data)
+        region = found.region(options.region)
+    except NotFound:
+        if options.bootstrap_servers is None:
+            raise
+        return Topology((Region(options.region, options.bootstrap_servers, gateway_port=options.port or 8101),))
+    if options.bootstrap_servers is None:
+        return found
+    here = replace(region, bootstrap_servers=options.bootstrap_servers)
+    return Topology(tuple(here if each.name == here.name else each for each in found.regions))
+
+
+def run_gateway(options: ServerOptions) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status: 0 when asked to stop, 1 when it cannot go on."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    try:
+        return uvloop.run(_serve(options))
+    except StreamsError as error:
+        log.error("%s", error)
+        return 1
+
+
+async def _serve(options: ServerOptions) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await GatewayServer(options).run(stop)
+    return 0
