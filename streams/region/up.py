@@ -36,6 +36,7 @@ from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, Supervisor
 
 LOCK_NAME = "supervisor.lock"
+WORKER_GRACE_S = 1.5  # a worker that lives so long has started; that its tables are served, the gateways' /readyz says
 Say = Callable[[str], None]
 RegionCommand = Callable[[Path, Region], Sequence[str]]
 
@@ -137,11 +138,23 @@ def _mirror_spec(options: UpOptions, topology: Topology) -> ProcessSpec:
 def _python_spec(options: UpOptions, region: Region, process: str, command: RegionCommand) -> ProcessSpec:
     name = f"{process}-{region.name}"
     url = f"{region.gateway_url}/readyz"
+    started_s = 0.0
+
+    def start() -> Sequence[str]:
+        nonlocal started_s
+        started_s = time.monotonic()
+        return command(options.data, region)
+
+    def is_ready() -> bool:
+        if process == "gateway":
+            return _answers(url)
+        return time.monotonic() - started_s > WORKER_GRACE_S
+
     return ProcessSpec(
         name=name,
-        command=lambda: command(options.data, region),
+        command=start,
         log_file=options.data / "logs" / f"{name}.log",
-        is_ready=(lambda: _answers(url)) if process == "gateway" else (lambda: True),
+        is_ready=is_ready,
         regions=(region.name,),
         phase=1,
         env=process_env(),
@@ -264,14 +277,15 @@ def _narrator(say: Say, supervisor: Supervisor) -> Callable[[ManagedProcess], No
     return on_change
 
 
-def detach(options: UpOptions, say: Say) -> None:
+def detach(options: UpOptions, say: Say, *, module: str = "streams.region.up") -> None:
     """Start the system in a process of its own that keeps none of this one's descriptors; return when it is ready.
 
-    StreamsError with the reason when it does not become ready.
+    `module` (a test's may have other processes) gets directory and regions on its command line. StreamsError with the
+    reason when it does not become ready.
     """
     options.data.mkdir(parents=True, exist_ok=True)
     jars.class_path("kafka")  # here, where the user sees the progress bar
-    command = [sys.executable, "-m", "streams.region.up", "--data", str(options.data)]
+    command = [sys.executable, "-m", module, "--data", str(options.data)]
     if options.regions:
         command += ["--regions", ",".join(options.regions)]
     log_file = options.data / "logs" / "supervisor.log"
