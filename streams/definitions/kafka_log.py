@@ -12,7 +12,8 @@ from streams.kafka.admin import Admin, TopicSpec
 from streams.kafka.changelog_writer import TransactionalWriter, WriterOptions
 from streams.kafka.link import Deadline, Link
 from streams.kafka.raw_fetch import FetchOptions, RawConsumer
-from streams.kafka.run import HEADER_BYTES, Run, batch_header
+from streams.kafka.records import records_of
+from streams.kafka.run import Run
 from streams.model.errors import BadInput, StreamsError, Timeout
 from streams.model.topology import Topology
 
@@ -165,41 +166,8 @@ class KafkaDefinitionsLog:
 
 
 def _entries(run: Run) -> Iterator[Entry]:
-    for batch in run.batches:
-        for offset, key, value in _records(batch):
-            if offset < run.base:
-                continue
-            try:
-                yield decode_entry(key, value)
-            except BadInput as error:
-                log.error("%s offset %d is no definition: %s", run.topic, offset, error)
-
-
-def _records(batch: bytes) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-    """Offset, key and value of the records of a decompressed v2 batch."""
-    header, at = batch_header(batch), HEADER_BYTES
-    for _ in range(header[-1]):  # its last field is the number of records
-        size, at = _varint(batch, at)
-        following = at + size
-        _, at = _varint(batch, at + 1)
-        delta, at = _varint(batch, at)
-        key, at = _sized(batch, at)
-        value, _ = _sized(batch, at)
-        yield header.base_offset + delta, key, value
-        at = following
-
-
-def _sized(data: bytes, at: int) -> tuple[bytes | None, int]:
-    size, at = _varint(data, at)
-    return (None, at) if size < 0 else (data[at : at + size], at + size)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    raw = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        raw |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (raw >> 1) ^ -(raw & 1), at
-        shift += 7
+    for record in records_of(run):
+        try:
+            yield decode_entry(record.key, record.value)
+        except BadInput as error:
+            log.error("%s offset %d is no definition: %s", run.topic, record.offset, error)

@@ -176,6 +176,10 @@ class Definitions:
         """Why `schema` would be refused as the subject's next version; empty when it would be taken."""
         return self._view.incompatibilities(subject, schema)
 
+    def schema_of(self, keyspace: Keyspace) -> AvroSchema | None:
+        """What `to_avro` writes values of a keyspace with: the built-in schema, or its subject's latest version."""
+        return self._view.value_schema(keyspace)
+
     def schema_table(self, keyspace: str) -> list[tuple[int, int, Any]]:
         """What the record decoder takes in a keyspace: (schema id, operation, schema document).
 
