@@ -210,8 +210,10 @@ async def test_a_rebalance_under_load_keeps_totals_exact(broker: str, tmp_path: 
         two.start()
         await eventually(lambda: "took over" in two.log, 30)
         assert one.stop() == 0, one.log
+        taken = one.log.count("took over")
         one.start()
         await loading
+        await eventually(lambda: one.log.count("took over") > taken, 30)
         state = await eventually(lambda: all_committed(broker, "score"), 40)
     finally:
         statuses = one.stop(), two.stop()
