@@ -79,7 +79,8 @@ def run_streams(setting: Setting) -> Measured:
     """Ours: a worker process of the built-in UDFs over the load's topic, observed only through its changelog's markers.
 
     Timed from the first marker past the warm-up to the first that covers the topic's end, as a read_committed reader
-    sees them; events committed with the former are not counted. StreamsError when it does not get there in time.
+    sees them; events committed with the former are not counted, and where the reader cannot tell when a commit
+    happened, the time that is worse for us is taken. StreamsError when it does not get there in time.
     """
     load = setting.load
     region = ["--region", "us-east", "--bootstrap-servers", load.bootstrap_servers]
@@ -97,14 +98,16 @@ def run_streams(setting: Setting) -> Measured:
         start, end = _watch_markers(watcher, worker, load)
     except StreamsError as error:
         words = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
-        raise StreamsError(f"{error.detail}; the worker said: {' | '.join(words) or 'nothing'}") from None
+        raise StreamsError(
+            f"{error.detail}; the worker said: {' | '.join(words) or 'nothing'}", fix=error.fix
+        ) from None
     finally:
         watcher.kill()
         watcher.wait()
         if worker is not None:
             stop(worker)
     rows = dump(setting.java, load.bootstrap_servers, TABLE_TOPIC, _dump_file(setting))
-    return Measured(end.position - start.position, end.seconds - start.seconds, counter_rows(rows))
+    return Measured(end.position - start.position, end.seen_s - start.asked_s, counter_rows(rows))
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -119,9 +122,13 @@ TABLE_TOPIC = "table.score"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The sum of next positions over a topic's partitions at a moment, in seconds since some start."""
+    """The sum of next positions over a topic's partitions, in seconds since some start.
 
-    seconds: float
+    At most so much was committed at `asked_s`, and all of it at `seen_s`. From one to another, `position` grew by what took at most `seen_s - asked_s`.
+    """
+
+    asked_s: float
+    seen_s: float
     position: int
 
 
@@ -135,19 +142,23 @@ def _watch_markers(
         if worker.poll() is not None:
             break
         progress = advance(positions, line)
+        if progress.position >= load.total_events:
+            if start is None:
+                raise StreamsError("all events came in one commit: the bench needs more of them", fix="raise --events")
+            return start, progress
         if start is None and progress.position >= load.warmup_events:
             start = progress
-        if start is not None and progress.position >= load.total_events:
-            return start, progress
     raise StreamsError(f"ours got to {sum(positions.values())} of {load.total_events} events")
 
 
 def advance(positions: dict[str, int], line: str) -> Progress:
-    """Take in a line of `BenchTool markers` (`seconds marker-JSON`); `positions` is by `topic/partition`."""
-    seconds, _, body = line.partition(" ")
-    for name, at in Marker.decode(body.encode()).inputs.items():
-        positions[name] = max(positions.get(name, 0), at.next)
-    return Progress(float(seconds), sum(positions.values()))
+    """Take in a line of `BenchTool markers`; `positions` is by `topic/partition`."""
+    asked, seen, *markers = line.rstrip("\n").split("\t")
+    for body in markers:
+        if body:
+            for name, at in Marker.decode(body.encode()).inputs.items():
+                positions[name] = max(positions.get(name, 0), at.next)
+    return Progress(float(asked), float(seen), sum(positions.values()))
 
 
 def _measured(answer: str, totals: dict[str, int]) -> Measured:

@@ -32,8 +32,10 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * <p>`dump bootstrap topic file`: the last value of every key of a topic, read_committed:
  * (i32 key length, key, i32 value length or -1, value)…
  *
- * <p>`markers bootstrap topic seconds`: prints `ready`, waits for the topic, then follows the last
- * committed marker of every partition of a table's changelog and prints `seconds-since-start marker-JSON` for each new one, for that many seconds.
+ * <p>`markers bootstrap topic seconds`: prints `ready`, waits for the topic, then follows the last committed markers of
+ * all partitions of a table's changelog for that many seconds. A line for each change: seconds when the ends were asked
+ * for, seconds when the markers up to them had been read, the markers; separated by tabs. What was committed when the ends
+ * were asked for is in the line, and what is in the line was committed when it was printed.
  *
  * <p>`create bootstrap topic partitions name=value…`, `delete bootstrap prefix`.
  */
@@ -153,6 +155,7 @@ public final class BenchTool {
             consumer.assign(assigned);
             Map<TopicPartition, Long> shown = new HashMap<>();
             while (System.nanoTime() - start < Long.parseLong(a[3]) * 1_000_000_000L) {
+                double asked = (System.nanoTime() - start) / 1e9;
                 Map<TopicPartition, Long> ends = consumer.endOffsets(assigned);
                 List<TopicPartition> moved = new ArrayList<>();
                 for (TopicPartition tp : assigned) {
@@ -162,18 +165,22 @@ public final class BenchTool {
                         moved.add(tp);
                     }
                 }
-                double seconds = (System.nanoTime() - start) / 1e9;
                 if (moved.isEmpty()) {
                     Thread.sleep(10);
                     continue;
                 }
                 consumer.pause(assigned);
                 consumer.resume(moved);
-                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(50))) {
-                    if (java.util.Arrays.equals(record.key(), MARKER)) {
-                        System.out.println(seconds + " " + new String(record.value(), StandardCharsets.UTF_8));
+                List<String> found = new ArrayList<>();
+                while (moved.stream().anyMatch(tp -> consumer.position(tp) < ends.get(tp))) {
+                    for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(10))) {
+                        if (java.util.Arrays.equals(record.key(), MARKER)) {
+                            found.add(new String(record.value(), StandardCharsets.UTF_8));
+                        }
                     }
                 }
+                double seen = (System.nanoTime() - start) / 1e9;
+                System.out.println(asked + "\t" + seen + "\t" + String.join("\t", found));
                 System.out.flush();
             }
         }
