@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import InvalidTxnState, KafkaError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 
@@ -25,6 +25,7 @@ from streams.kafka.partitioner import partitions_for
 from streams.kafka.run import TP
 from streams.model.errors import Conflict, StreamsError, Unavailable
 
+_INVALID_TXN_STATE = 48
 _FENCED = {47, 90}
 _COORDINATOR_MOVED = {15, 16}
 _COORDINATOR_BUSY = {14, 51}
@@ -84,9 +85,7 @@ class TransactionalWriter:
         Raises TooLarge or Conflict before anything was sent; then Fenced, or UnknownOutcome for all other failures,
         cancellation included: after either only `start()` makes the writer usable again.
         """
-        state, started = self._state, time.perf_counter()
-        if state is None:
-            raise Conflict(f"writer {self._id} has not been started, or its last commit failed")
+        state, started = self._usable(), time.perf_counter()
         deadline = Deadline(self._options.timeout_s)
         self._waits = 0
         encoded = await self._encode(TP(topic, partition), records, extra, state, deadline)
@@ -95,10 +94,8 @@ class TransactionalWriter:
             await self._add_partitions(list(encoded), state, deadline)
             ends = await asyncio.gather(*(self._produce_all(tp, part, deadline) for tp, part in encoded.items()))
             await self._end(state, deadline)
-        except Fenced:
-            raise
         except (StreamsError, KafkaError) as error:
-            raise UnknownOutcome(f"commit of {self._id}: {error}", fix="restart from the changelog") from error
+            raise self._outcome(error) from error
         self._state = state
         counts = {tp: sum(batch.count for batch in part) for tp, part in encoded.items()}
         for tp, count in counts.items():
@@ -106,6 +103,38 @@ class TransactionalWriter:
         size = sum(len(batch.data) for part in encoded.values() for batch in part)
         self.last_commit = CommitStats(time.perf_counter() - started, sum(counts.values()), size, self._waits)
         return dict(zip(encoded, ends, strict=True))[TP(topic, partition)]
+
+    async def append_one(self, topic: str, partition: int, record: Record) -> int:
+        """Append one record that is an atomic unit by itself (a heartbeat's marker), without a transaction.
+
+        One request instead of three, and no control batch: a fifth of the broker's work. A zombie is fenced as well,
+        by the partition's leader, once a newer owner has committed anything to that partition (its claim): the leader
+        refuses the older epoch of the same producer id. Returns and raises what `commit` does.
+        """
+        state, started, tp = self._usable(), time.perf_counter(), TP(topic, partition)
+        deadline = Deadline(self._options.timeout_s)
+        self._waits = 0
+        plain = ProducerState(state.producer_id, state.epoch, False)
+        batches = encode_batches([record], plain, self._sequences.get(tp, 0), self._options.batch_bytes)
+        self._state = None
+        try:
+            end = await self._produce_all(tp, batches, deadline, transactional=False)
+        except (StreamsError, KafkaError) as error:
+            raise self._outcome(error) from error
+        self._state = state
+        self._sequences[tp] = (self._sequences.get(tp, 0) + 1) & 0x7FFFFFFF
+        self.last_commit = CommitStats(time.perf_counter() - started, 1, len(batches[0].data), self._waits)
+        return end
+
+    def _usable(self) -> ProducerState:
+        if self._state is None:
+            raise Conflict(f"writer {self._id} has not been started, or its last commit failed")
+        return self._state
+
+    def _outcome(self, error: Exception) -> StreamsError:
+        if isinstance(error, Fenced):
+            return error
+        return UnknownOutcome(f"commit of {self._id}: {error}", fix="restart from the changelog")
 
     async def _encode(
         self, main: TP, records: Sequence[Record], extra: Sequence[Extra], state: ProducerState, deadline: Deadline
@@ -169,14 +198,16 @@ class TransactionalWriter:
         request = EndTxnRequest(self._id, state.producer_id, state.epoch, True)
         await self._coordinate(request, lambda answer: [answer.error_code], deadline)
 
-    async def _produce_all(self, tp: TP, batches: list[Batch], deadline: Deadline) -> int:
+    async def _produce_all(
+        self, tp: TP, batches: list[Batch], deadline: Deadline, *, transactional: bool = True
+    ) -> int:
         """Send the batches in order, a few in flight; returns the offset after the last record."""
         done, end = 0, -1
         while done < len(batches):
             node = await self._link.leader(tp.topic, tp.partition, deadline)
             window = batches[done : done + self._options.in_flight]
             answers = await asyncio.gather(
-                *(self._produce(node, tp, batch) for batch in window), return_exceptions=True
+                *(self._produce(node, tp, batch, transactional) for batch in window), return_exceptions=True
             )
             for batch, answer in zip(window, answers, strict=True):
                 if not isinstance(answer, int):
@@ -186,13 +217,17 @@ class TransactionalWriter:
                 done += 1
         return end
 
-    async def _produce(self, node: int, tp: TP, batch: Batch) -> int:
+    async def _produce(self, node: int, tp: TP, batch: Batch, transactional: bool) -> int:
         timeout_ms = int(self._options.timeout_s * 1000)
-        request = ProduceRequest(self._id, -1, timeout_ms, [(tp.topic, [(tp.partition, batch.data)])])
+        request = ProduceRequest(
+            self._id if transactional else None, -1, timeout_ms, [(tp.topic, [(tp.partition, batch.data)])]
+        )
         answer = await self._link.send(node, request, self._channel)
         _partition, code, offset, *_ = answer.topics[0][1][0]
         if code in _FENCED:
             raise Fenced(f"{self._id} has a newer owner ({for_code(code).__name__} on {tp.topic}/{tp.partition})")
+        if code == _INVALID_TXN_STATE and transactional:
+            raise Unavailable(f"{tp.topic}/{tp.partition}: the broker has no such transaction")
         if code:
             raise for_code(code)(f"{tp.topic}/{tp.partition} ({code})")
         if offset < 0:
@@ -201,6 +236,11 @@ class TransactionalWriter:
 
     async def _recover(self, tp: TP, error: BaseException, deadline: Deadline) -> None:
         """Wait before the same batch is sent again (its sequence makes that safe), or raise what is final."""
+        if isinstance(error, InvalidTxnState):
+            # A single record right after a commit: its control batch is not written yet, a matter of milliseconds.
+            self._waits += 1
+            await deadline.pause(error)
+            return
         if isinstance(error, KafkaError) and (error.retriable or getattr(error, "errno", None) in _LEADER_MOVED):
             await self._link.refresh([tp.topic])
             await deadline.pause(error)

@@ -270,7 +270,7 @@ class EventProducer:
             max_batch_size=options.batch_bytes,
             max_request_size=options.max_record_bytes,
             request_timeout_ms=int(options.timeout_s * 1000),
-            retry_backoff_ms=50,
+            retry_backoff_ms=100,
             compression_type=options.compression,
         )
         try:

@@ -12,8 +12,7 @@ position that `on_assigned` gave, whatever Faust or a rebalance did in between. 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
+from streams.kafka.flow import Flow
 from streams.kafka.raw_fetch import FetchOptions, RawKafkaConsumer
 from streams.kafka.run import TP, Run
 from streams.model.errors import Conflict
@@ -41,56 +41,6 @@ class TransportOptions:
     budget_bytes: int = 32 * 1024 * 1024
     budget_runs: int = 1000
     fetch: FetchOptions = FetchOptions(client_id="streams-worker")  # noqa: RUF009 (frozen)
-
-
-class Flow:
-    """What each partition's agent holds, and where its next Run must begin."""
-
-    def __init__(self, options: TransportOptions) -> None:
-        self._options = options
-        self._next: dict[TP, int] = {}
-        self._held: dict[TP, dict[int, tuple[int, int]]] = {}
-        self.freed = asyncio.Event()
-
-    def restart(self, positions: Mapping[TP, int]) -> None:
-        """Forget everything; Runs of these partitions begin at these positions."""
-        self._next = dict(positions)
-        self._held = {tp: {} for tp in positions}
-        self.freed.set()
-
-    def drop(self, tps: Iterable[TP]) -> None:
-        """These partitions belong to somebody else now."""
-        for tp in tps:
-            self._next.pop(tp, None)
-            self._held.pop(tp, None)
-
-    def expected(self, tp: TP) -> int | None:
-        """Where the next Run must begin; None when the partition is not ours."""
-        return self._next.get(tp)
-
-    def has_room(self, tp: TP) -> bool:
-        """Whether the agent may be given another Run of this partition."""
-        held = self._held.get(tp)
-        if not held:
-            return True
-        return len(held) < self._options.budget_runs and sum(size for size, _ in held.values()) < (
-            self._options.budget_bytes
-        )
-
-    def deliver(self, run: Run) -> None:
-        """The Run goes to the agent now."""
-        self._next[run.tp] = run.next
-        self._held[run.tp][run.next - 1] = (run.size_bytes, run.base)
-
-    def acknowledge(self, tp: TP, offset: int) -> None:
-        """The agent is done with the Run that ended at `offset`."""
-        if self._held.get(tp, {}).pop(offset, None) is not None:
-            self.freed.set()
-
-    def done_before(self, tp: TP) -> int | None:
-        """Everything before this position is acknowledged (None: everything given)."""
-        held = self._held.get(tp)
-        return min(base for _, base in held.values()) if held else None
 
 
 class RunMessage(ConsumerMessage):  # type: ignore[misc]
@@ -167,7 +117,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
     _thread: RunConsumerThread
 
     def __init__(self, transport: RunTransport, *args: Any, **kwargs: Any) -> None:
-        self.flow = Flow(transport.options)
+        self.flow = Flow(transport.options.budget_bytes, transport.options.budget_runs)
         super().__init__(transport, *args, **kwargs)
 
     def _new_consumer_thread(self) -> RunConsumerThread:

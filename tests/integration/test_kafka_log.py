@@ -220,6 +220,25 @@ async def test_a_zombie_is_fenced_by_the_broker(admin: Admin, link: Link, kafka:
     assert await zombie.commit(topic, 0, [row(b"a", 5), marker(5)]) > end, "start() makes it the owner again"
 
 
+async def test_a_single_record_needs_no_transaction_and_is_fenced_too(
+    admin: Admin, link: Link, kafka: KafkaServer
+) -> None:
+    topic = await new_topic(admin)
+    zombie, owner = (TransactionalWriter(link, f"{topic}/0") for _ in range(2))
+    await zombie.start()
+    assert await zombie.append_one(topic, 0, marker(1)) == 1
+    assert await zombie.commit(topic, 0, [row(b"a", 2), marker(2)]) == 3
+    assert await zombie.append_one(topic, 0, marker(3)) == 5
+    assert await zombie.append_one(topic, 0, marker(4)) == 6
+    await owner.start()
+    await owner.commit(topic, 0, [(CLAIM_KEY, Claim("me", 1).encode(), [])])
+    with pytest.raises(Fenced):
+        await zombie.append_one(topic, 0, marker(5))
+    end = await owner.append_one(topic, 0, marker(6))
+    units = [unit async for chunk in restore(kafka.bootstrap_servers, (topic, 0), 0, end) for unit in chunk]
+    assert [unit.marker.seq for unit in units if unit.marker] == [1, 2, 3, 4, 6]
+
+
 async def test_an_open_transaction_of_a_dead_owner_is_ended_by_the_next(admin: Admin, link: Link) -> None:
     topic = await new_topic(admin)
     dead = TransactionalWriter(link, f"{topic}/0")
