@@ -88,6 +88,7 @@ class FoldHost:
         self._taken: dict[bytes, bytes | None] = {}
         self._late: list[LateReject] = []
         self._metered = False
+        self._taken_bytes = 0
         self.uncommitted_bytes = 0
         self.traps = 0
 
@@ -131,12 +132,14 @@ class FoldHost:
             raise StreamsError("the rows of the last take are neither committed nor discarded")
         self._checkpoint()
         self._taken, self._pending = self._pending, {}
+        self._taken_bytes = self.uncommitted_bytes
         return list(self._taken.items())
 
     def committed(self) -> None:
         """The rows of the last take are committed: `load_rows` finds them from now on."""
         self._taken = {}
-        self.uncommitted_bytes = self._retained_bytes
+        self.uncommitted_bytes -= self._taken_bytes
+        self._taken_bytes = 0
         if self.memory_bytes > self._options.cache_bytes and not self._retained:
             self._drop()
 
@@ -145,7 +148,7 @@ class FoldHost:
         self._drop()
         self._retained, self._retained_bytes = [], 0
         self._pending, self._taken, self._late = {}, {}, []
-        self.uncommitted_bytes = 0
+        self.uncommitted_bytes = self._taken_bytes = 0
 
     close = discard
 

@@ -1,6 +1,7 @@
 """Test vectors of a UDF (vectors.json): rows and events in, rows and rejects out.
 
-{"cases": [{"name", "rows"?: {key: ROW}, "events": [EVENT], "expect": {key: ROW or null}, "rejects"?: [{"index", "reason"}]}]}
+{"cases": [{"name", "rows"?: {key: ROW}, "events": [EVENT], "expect": {key: ROW or null},
+            "rejects"?: [{"index", "reason"}]}]}
 EVENT: key, value (hex, wire format), append_ms; optional hlc (append_ms << 16), expires_ms (never), generation (0),
 op ("put", "delete", "purge"). ROW: deleted_hlc, last_hlc, cells [{start_hlc, last_hlc, expires_ms, payload (hex)}].
 `expect` names every row that changed; null is a removed row. Each case is folded whole and one event at a time.

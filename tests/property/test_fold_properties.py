@@ -35,11 +35,11 @@ def value_of(kind: MergeType) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def an_event(draw: st.DrawFn, kind: MergeType) -> Event:
-    append_ms = BASE_MS + draw(st.integers(0, 40))
+    append_ms = BASE_MS + draw(st.integers(0, 8))
     op = draw(st.sampled_from([0] * 12 + [1, 2, 2]))
-    hlcs = st.integers(BASE_MS - 5, BASE_MS + 50).map(lambda ms: ms << 16)
+    hlcs = st.integers(BASE_MS - 2, BASE_MS + 12).map(lambda ms: ms << 16)
     if op == 2:
-        parts = [draw(hlcs), BASE_MS + draw(st.integers(-5, 60)), draw(hlcs)]
+        parts = [draw(hlcs), BASE_MS + draw(st.integers(-1, 14)), draw(hlcs)]
         body = b"".join(map(fold_model.write_long, parts)) + bytes([draw(st.integers(0, 1))])
         value = b"\0\0\0\0\2" + body
     else:
@@ -47,7 +47,7 @@ def an_event(draw: st.DrawFn, kind: MergeType) -> Event:
     return Event(
         append_ms=append_ms,
         hlc=draw(hlcs) + draw(st.integers(0, 3)),
-        expires_ms=draw(st.one_of(st.just(NEVER), st.integers(1, 30).map(lambda ttl: append_ms + ttl))),
+        expires_ms=draw(st.one_of(st.just(NEVER), st.integers(1, 6).map(lambda ttl: append_ms + ttl))),
         generation=draw(st.one_of(st.just(0), hlcs)),
         op=op,
         key=draw(st.sampled_from([b"k:a", b"k:b", "k:ü€𝄞".encode(), b"k:" + b"long" * 40])),
@@ -98,7 +98,7 @@ class Table:
         return {k: r[:8] + bytes(8) + r[16:] for k, r in self.rows.items()}
 
 
-@settings(max_examples=250, deadline=None, print_blob=True)
+@settings(max_examples=200, deadline=None, print_blob=True)
 @given(a_history(), st.data())
 def test_any_split_of_the_input_gives_the_models_table(
     history: tuple[MergeType, list[Event]], data: st.DataObject

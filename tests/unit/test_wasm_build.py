@@ -60,26 +60,22 @@ def test_source_that_does_not_compile_is_refused_with_the_compilers_words(tmp_pa
     (directory / "udf.toml").write_text(GOOD)
     with pytest.raises(BadInput, match=r"there is no n\.c"):
         build_directory(directory)
-    (directory / "n.c").write_text(
-        '#include "streams.h"\nint streams_fold_event(const streams_event *e, streams_row *r) { return nonsense; }\n'
-    )
+    signature = '#include "streams.h"\nint streams_fold_event(const streams_event *e, streams_row *r) '
+    (directory / "n.c").write_text(signature + "{ return nonsense; }\n")
     with pytest.raises(BadInput, match=r"n\.c:2:.*error:.*nonsense") as caught:
         build_directory(directory)
     assert str(tmp_path) not in str(caught.value)
-    (directory / "n.c").write_text(
-        '#include "streams.h"\nint getpid(void);\nint streams_fold_event(const streams_event *e, streams_row *r) { (void)e; (void)r; return getpid(); }\n'
-    )
+    (directory / "n.c").write_text("int getpid(void);\n" + signature + "{ (void)e; (void)r; return getpid(); }\n")
     with pytest.raises(BadInput, match="getpid"):
         build_directory(directory)
-    (directory / "n.c").write_text(
-        '#include "streams.h"\nint streams_fold_event(const streams_event *e, streams_row *r) { streams_touch(e, r, 1); return 0; }\n'
-    )
+    (directory / "n.c").write_text(signature + "{ streams_touch(e, r, 1); return 0; }\n")
     assert [p.name for p in write_modules(directory)] == ["n.wasm"]
 
 
 def test_manifests() -> None:
     manifest = parse_manifest(GOOD + "[limits]\nmemory_bytes = 1e6\ndeadline_s = 1\n")
-    assert (manifest.merges, manifest.limits.memory_bytes, manifest.limits.deadline_s) == (
+    limits = manifest.limits
+    assert (manifest.merges, limits.memory_bytes, limits.deadline_s) == (
         (MergeType.LWW,),
         1_000_000,
         1,
