@@ -13,7 +13,7 @@ from streams.edge.digest import Digest, DigestSum
 from streams.edge.live_index import LiveIndex
 from streams.edge.options import DecodeValue, EdgeOptions, TableSpec
 from streams.edge.ordered_index import Number, OrderedIndex
-from streams.edge.raw_merge import by_key, deleted_of, merge_encoded
+from streams.edge.raw_merge import deleted_of, group_chunks, merge_encoded
 from streams.edge.row_cache import Cached, RowCache
 from streams.edge.watch import WatchLog
 from streams.model.clock import NEVER_MS, wall_ms
@@ -143,12 +143,17 @@ class EdgeTable:
         """
         now_ms = self._clock()
         rows: list[tuple[bytes, Merged]] = []
-        for examined, (key, replicas) in enumerate(self._grouped(prefix, after), 1):
-            merged = merge_encoded(replicas, now_ms)
-            if merged is not None:
-                rows.append((key, merged))
-            if len(rows) >= limit or examined >= self._options.scan_examined_max:
-                return ScanPage(rows, key)
+        if limit <= 0:
+            return ScanPage(rows, after)
+        examined = 0
+        for group in self._grouped(prefix, after, max(1, min(limit, _CHUNK))):
+            for key, replicas in group:
+                merged = merge_encoded(replicas, now_ms)
+                if merged is not None:
+                    rows.append((key, merged))
+                examined += 1
+                if len(rows) >= limit or examined >= self._options.scan_examined_max:
+                    return ScanPage(rows, key)
         return ScanPage(rows, None)
 
     def chunks(self, now_ms: int) -> Iterator[list[tuple[bytes, Merged]]]:
@@ -161,18 +166,18 @@ class EdgeTable:
         """All rows by key, dead ones too, in small chunks, each as of when it is taken."""
         after: bytes | None = None
         while True:
-            group: list[tuple[bytes, dict[Replica, bytes]]] = []
-            for pair in self._grouped(b"", after):
-                group.append(pair)
-                if len(group) == _CHUNK:
-                    break
+            groups = self._grouped(b"", after, _CHUNK)
+            group = next(groups)
             yield group
-            if len(group) < _CHUNK:
+            if not group:
                 return
             after = group[-1][0]
 
-    def _grouped(self, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, dict[Replica, bytes]]]:
-        return by_key({replica: part.iterate(prefix, after) for replica, part in self._replicas.items()})
+    def _grouped(
+        self, prefix: bytes = b"", after: bytes | None = None, size: int = _CHUNK
+    ) -> Iterator[list[tuple[bytes, dict[Replica, bytes]]]]:
+        """Rows by key, in chunks, as of this call."""
+        return group_chunks({replica: part.iterate(prefix, after) for replica, part in self._replicas.items()}, size)
 
     async def top(self, n: int, by: str | None = None) -> list[Ranked]:
         """The `n` highest rows. `by`: a numeric field of JSON object rows; None: the row's own number."""
@@ -234,25 +239,21 @@ class EdgeTable:
         if known is not None and known[0] == self._version and known[2].as_of_ms <= as_of_ms < known[1]:
             return Digest(known[2].hex, known[2].rows, as_of_ms, self._applied())
         version, applied = self._version, self._applied()
-        rows = self._grouped_pinned()
         total = DigestSum()
         next_expiry = NEVER_MS
         until = time.perf_counter() + self._options.step_s
-        for key, replicas in rows:
-            merged = merge_encoded(replicas, as_of_ms)
-            if merged is not None:
-                total.add(key, merged)
-                next_expiry = min(next_expiry, merged.expires_ms)
+        for group in self._grouped():
+            for key, replicas in group:
+                merged = merge_encoded(replicas, as_of_ms)
+                if merged is not None:
+                    total.add(key, merged)
+                    next_expiry = min(next_expiry, merged.expires_ms)
             if time.perf_counter() > until:
                 await asyncio.sleep(0)
                 until = time.perf_counter() + self._options.step_s
         found = Digest(total.hex(), total.rows, as_of_ms, applied)
         self._digest = (version, next_expiry, found)
         return found
-
-    def _grouped_pinned(self) -> Iterator[tuple[bytes, dict[Replica, bytes]]]:
-        iterators = {replica: partition.iterate() for replica, partition in self._replicas.items()}
-        return by_key(iterators)
 
     def _applied(self) -> dict[str, tuple[int, int]]:
         found = {}

@@ -8,6 +8,7 @@ whole commits only; the publisher waits while a read waits (`settled`), so reads
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -188,3 +189,4 @@ class LiveIndex:
         if life == self._life:
             self._index = index
             self._built = True
+            gc.freeze()  # a full collection would walk every entry and hold the loop for tens of milliseconds

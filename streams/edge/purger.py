@@ -32,6 +32,8 @@ class Purge:
     remove: bool
 
 
+_ONE_CELL, _NEVER, _NO_DELETE = (1).to_bytes(2, "little"), NEVER_MS.to_bytes(8, "little"), bytes(8)
+
 Emit = Callable[[str, int, bytes, Purge], Awaitable[None]]
 """(keyspace, partition, key, purge): appends the event to that partition of `events.<keyspace>`."""
 
@@ -192,6 +194,8 @@ class Purger:
 
 def _due_ms(row: bytes) -> int | None:
     """When a row may have something to purge: now (0), at an expiry, or never (None)."""
+    if row[2:4] == _ONE_CELL and row[48:56] == _NEVER and row[16:24] == _NO_DELETE:
+        return None
     cells = cells_of(row)
     if deleted_of(row) or not cells:
         return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
+import operator
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 
 from streams.model.merge import Merged, Replica, merge_rows
@@ -68,21 +70,37 @@ def _merge_single(replica: Replica, data: bytes, now_ms: int) -> Merged | None:
     return Merged(value, expires, last, replica[0])
 
 
-def by_key(iterators: Mapping[Replica, Iterator[tuple[bytes, bytes]]]) -> Iterator[tuple[bytes, dict[Replica, bytes]]]:
-    """The rows of several replicas, all in key order, grouped by key."""
-    streams = [_tagged(replica, rows) for replica, rows in iterators.items()]
-    current: bytes | None = None
-    group: dict[Replica, bytes] = {}
-    for key, replica, data in heapq.merge(*streams) if len(streams) > 1 else iter(streams[0] if streams else ()):
-        if key != current:
-            if current is not None:
-                yield current, group
-            current, group = key, {}
-        group[replica] = data
-    if current is not None:
-        yield current, group
+def group_chunks(
+    iterators: Mapping[Replica, Iterator[tuple[bytes, bytes]]], size: int
+) -> Iterator[list[tuple[bytes, dict[Replica, bytes]]]]:
+    """The rows of several replicas, each in key order, grouped by key, in key order, in chunks.
+
+    Takes about `size` rows of each replica at a time, and gives out what no replica can add to any more.
+    """
+    buffers: dict[Replica, list[tuple[bytes, bytes]]] = {replica: [] for replica in iterators}
+    open_ended = set(iterators)
+    while True:
+        for replica in list(open_ended):
+            if not buffers[replica]:
+                buffers[replica] = list(itertools.islice(iterators[replica], size))
+                if len(buffers[replica]) < size:
+                    open_ended.discard(replica)
+        boundary = min((buffers[replica][-1][0] for replica in open_ended), default=None)
+        group: dict[bytes, dict[Replica, bytes]] = {}
+        for replica, rows in buffers.items():
+            count = len(rows)
+            if boundary is not None and rows and rows[-1][0] > boundary:
+                count = bisect_right(rows, boundary, key=_key_of)
+            for key, data in rows[:count]:
+                found = group.get(key)
+                if found is None:
+                    group[key] = {replica: data}
+                else:
+                    found[replica] = data
+            buffers[replica] = rows[count:]
+        yield sorted(group.items(), key=_key_of)
+        if not open_ended and not any(buffers.values()):
+            return
 
 
-def _tagged(replica: Replica, rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Replica, bytes]]:
-    for key, data in rows:
-        yield key, replica, data
+_key_of = operator.itemgetter(0)

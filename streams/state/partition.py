@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import rocksdict
@@ -129,7 +129,7 @@ class TablePartition:
                 batch.delete(key)
             else:
                 batch[key] = row
-            if key[:1] == b"\x00" or not key:
+            if key < _FIRST:
                 raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
         if marker is not None:
             batch[MARKER_KEY] = marker.encode()
@@ -140,14 +140,16 @@ class TablePartition:
         self._offset = changelog_offset
         return len(rows)
 
-    def newer(self, rows: Iterable[tuple[bytes, bytes | None, int]]) -> list[tuple[bytes, bytes | None]]:
+    def newer(self, rows: Sequence[tuple[bytes, bytes | None, int]]) -> list[tuple[bytes, bytes | None]]:
         """Of (key, row, seq): per key the newest, unless what is stored is newer still.
 
         A row of a later commit than the applied marker's is newer than anything stored, so in a log that never
         steps back nothing is read.
         """
-        best: dict[bytes, tuple[bytes | None, int]] = {}
         applied = self._marker.seq if self._marker else 0
+        if rows and rows[0][2] > applied and len({seq for _, _, seq in rows}) == 1:
+            return [(key, row) for key, row, _ in rows]
+        best: dict[bytes, tuple[bytes | None, int]] = {}
         doubtful = []
         for key, row, seq in rows:
             known = best.get(key)
