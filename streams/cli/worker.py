@@ -7,16 +7,24 @@ from typing import Annotated
 
 import typer
 
+from streams.cli.lifecycle import one_line_errors
+from streams.model.topology import Topology
 from streams.processing.main import run_worker
 from streams.processing.options import WorkerOptions
+from streams.region.paths import data_dir
 
 
+@one_line_errors
 def worker(
     region: Annotated[str, typer.Option(help="The region this worker belongs to.")],
-    bootstrap_servers: Annotated[str, typer.Option(help="host:port of the region's Kafka, comma separated.")],
-    data: Annotated[Path, typer.Option(help="The data directory; partitions are kept in DIR/worker.")],
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="host:port of the region's Kafka, comma separated; default: the topology's.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The data directory; partitions are kept in DIR/worker.")] = None,
     udf: Annotated[str, typer.Option(help="A deployed UDF; without it, the built-in ones.")] = "",
     metrics_port: Annotated[int, typer.Option(help="Prometheus metrics on 127.0.0.1:PORT/metrics; 0 for none.")] = 0,
 ) -> None:
     """Fold events into tables until stopped. Start as many as you like: the group shares the partitions."""
-    raise typer.Exit(run_worker(WorkerOptions(region, bootstrap_servers, data, udf, metrics_port)))
+    place = data_dir(data)
+    servers = bootstrap_servers or Topology.load(place).region(region).bootstrap_servers
+    raise typer.Exit(run_worker(WorkerOptions(region, servers, place, udf, metrics_port)))
