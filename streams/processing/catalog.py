@@ -94,9 +94,7 @@ class DefinitionsCatalog:
         found = self._definitions
         keyspaces = tuple(found.keyspaces.values())
         self._puts = {
-            each.name: {
-                ident: found.schema(ident) for ident, op, _ in found.schema_table(each.name) if op == OP_PUT
-            }
+            each.name: {ident: found.schema(ident) for ident, op, _ in found.schema_table(each.name) if op == OP_PUT}
             for each in keyspaces
         }
         self._keyspaces = keyspaces

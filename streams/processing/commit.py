@@ -133,9 +133,9 @@ class CommitPolicy:
         return Decision(action) if now_s >= due_s else Decision(Action.WAIT, due_s)
 
 
-def unit_records(rows: Iterable[tuple[bytes, bytes | None]], marker: Marker) -> tuple[
-    list[tuple[bytes, bytes | None]], list[ChangelogRecord]
-]:
+def unit_records(
+    rows: Iterable[tuple[bytes, bytes | None]], marker: Marker
+) -> tuple[list[tuple[bytes, bytes | None]], list[ChangelogRecord]]:
     """The rows with `marker.seq` patched in, and the changelog records of the unit: rows first, the marker last."""
     seq = marker.seq
     seq_bytes = seq.to_bytes(8, "little")

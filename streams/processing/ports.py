@@ -64,54 +64,103 @@ class RunPort(Protocol):
     """A fetched run of records: covers the offsets [base, next)."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The input topic."""
+        ...
+
     @property
-    def partition(self) -> int: ...
+    def partition(self) -> int:
+        """Its partition."""
+        ...
+
     @property
-    def batches(self) -> tuple[bytes, ...]: ...
+    def batches(self) -> tuple[bytes, ...]:
+        """Raw record batches (v2, decompressed, committed data only)."""
+        ...
+
     @property
-    def base(self) -> int: ...
+    def base(self) -> int:
+        """The first offset it covers."""
+        ...
+
     @property
-    def next(self) -> int: ...
+    def next(self) -> int:
+        """The position after it."""
+        ...
+
     @property
-    def high_watermark(self) -> int: ...
+    def high_watermark(self) -> int:
+        """The partition's end when it was fetched."""
+        ...
+
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """Bytes of all batches."""
+        ...
 
 
 class DecoderPort(Protocol):
     """Turns runs into batches. Blocking."""
 
-    def decode(self, run: RunPort, from_offset: int) -> Decoded: ...
+    def decode(self, run: RunPort, from_offset: int) -> Decoded:
+        """The events of `run` from `from_offset` on."""
+        ...
 
 
 class FoldPort(Protocol):
     """The UDF's instance for one partition. Blocking, one call at a time, any thread."""
 
-    def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]: ...
+    def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
+        """Fold a batch; returns the events that the UDF refused or that stopped it."""
+        ...
+
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The rows changed since the last take, and events of earlier folds that only now turned out bad."""
         ...
 
-    def committed(self) -> None: ...
-    def close(self) -> None: ...
+    def committed(self) -> None:
+        """The rows of the last take are in the store."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
 
 
 class WriterPort(Protocol):
     """The fenced writer of one changelog partition. Raises Fenced or UnknownOutcome."""
 
-    async def start(self) -> None: ...
-    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int: ...
-    async def close(self) -> None: ...
+    async def start(self) -> None:
+        """Fence every older owner."""
+        ...
+
+    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int:
+        """One transaction; returns the changelog offset after it."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; an open transaction is left to be aborted."""
+        ...
 
 
 class StorePort(Protocol):
     """The partition's RocksDB. Blocking; `apply` is one WriteBatch."""
 
-    def marker(self) -> Marker | None: ...
-    def multi_get(self, keys: list[bytes]) -> Sequence[bytes | None]: ...
-    def apply(self, rows: Rows, marker: Marker, changelog_offset: int) -> object: ...
-    def close(self) -> None: ...
+    def marker(self) -> Marker | None:
+        """The last applied marker."""
+        ...
+
+    def multi_get(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        """Rows of keys, in order."""
+        ...
+
+    def apply(self, rows: Rows, marker: Marker, changelog_offset: int) -> object:
+        """Write a unit, its marker and the changelog position after it, all or nothing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
 
 
 class ChangelogPort(Protocol):
@@ -125,8 +174,13 @@ class ChangelogPort(Protocol):
 class InputPort(Protocol):
     """The input partition, as the consumer of this process sees it."""
 
-    async def bounds(self) -> InputBounds: ...
-    async def seek(self, offset: int) -> None: ...
+    async def bounds(self) -> InputBounds:
+        """Ask the broker for the topic's id and the log's bounds."""
+        ...
+
+    async def seek(self, offset: int) -> None:
+        """Fetch from `offset` on; what is on its way may still come."""
+        ...
 
 
 class SchemasPort(Protocol):

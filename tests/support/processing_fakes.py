@@ -17,6 +17,7 @@ from streams.processing.commit import ChangelogRecord
 from streams.processing.ports import Decoded, InputBounds, LoadRows, Output, Rejected, Rows, RunPort
 
 BAD = "bad"
+YIELD_S = 0.0
 
 
 @dataclass
@@ -92,7 +93,7 @@ class FakeWriter:
         self.epoch = self.broker.epoch
 
     async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int:
-        await asyncio.sleep(0)
+        await asyncio.sleep(YIELD_S)
         if self.epoch != self.broker.epoch:
             raise Fenced("a newer owner is there")
         self.trouble("before")

@@ -7,7 +7,12 @@ from streams.model.row import MergeType, Row, decode_row, encode_row
 from streams.processing.commit import Action, CommitOptions, CommitPolicy, unit_records
 
 OPTIONS = CommitOptions(
-    caught_up_factor=1.0, behind_factor=4.0, behind_linger_s=0.1, age_s=1.0, soft_bytes=1000, hard_bytes=3000,
+    caught_up_factor=1.0,
+    behind_factor=4.0,
+    behind_linger_s=0.1,
+    age_s=1.0,
+    soft_bytes=1000,
+    hard_bytes=3000,
     heartbeat_s=0.5,
 )
 

@@ -15,6 +15,7 @@ from streams.processing.commit import CommitOptions
 from streams.processing.partition_runner import PartitionRunner, RunnerOptions
 from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
 from streams.processing.ports import TaskPorts
+from tests.support.polling import eventually
 from tests.support.processing_fakes import (
     BAD,
     FakeBroker,
@@ -34,6 +35,9 @@ IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123
 QUICK = TaskOptions(
     commit=CommitOptions(behind_linger_s=0.0, heartbeat_s=0.02), seek_again_s=0.01, schema_wait_s=0.01, refetch_s=0.02
 )
+
+
+TICK_S = 0.001
 
 
 class World:
@@ -66,10 +70,8 @@ class World:
         return dict(totals)
 
 
-async def until(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not check():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+async def until(check: Callable[[], bool]) -> None:
+    await eventually(check, 10.0, every_s=TICK_S)
 
 
 def ignore() -> None:
@@ -220,7 +222,7 @@ async def test_an_input_that_goes_on_without_being_fetched_is_sought_again() -> 
     async with asyncio.timeout(5):
         while world.input.position != 0:
             task.observe_end(1, 3)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(TICK_S)
     task.request_close()
     await running
 
@@ -261,7 +263,7 @@ async def test_runner_starts_again_after_an_unknown_outcome_and_stays_exact() ->
             end = min(600, at + rng.randrange(1, 40))
             runner.offer(world.broker.run(at, max(at + 1, end)), ignore)
             world.input.position = max(world.input.position, end)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(TICK_S)
             if rng.random() < 0.05:
                 runner.restart()
     await runner.close(5.0)
