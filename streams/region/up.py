@@ -55,7 +55,8 @@ class UpOptions:
     """What to start. `regions` None means those the directory holds, or the default two.
 
     `prepare` runs once the brokers answer, before anything else starts (to make topics). `worker` and `gateway` give
-    each region's command; None leaves them out. `settings` override any of Kafka's own.
+    each region's command; None leaves them out. `settings` override any of Kafka's own. `when_ready` runs once all is
+    ready, on the supervisor's loop; its error stops everything. Without `serve`, everything stops after it.
     """
 
     data: Path
@@ -66,6 +67,8 @@ class UpOptions:
     kafka_jvm: JvmOptions = field(default_factory=JvmOptions)
     settings: dict[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 180.0
+    when_ready: Callable[[Topology], Awaitable[None]] | None = None
+    serve: bool = True
 
 
 def process_env() -> dict[str, str]:
@@ -221,7 +224,7 @@ async def _run(options: UpOptions, say: Say) -> None:
             for region in topology.regions:
                 say(f"{region.name}  gateway {region.gateway_url}  kafka {region.bootstrap_servers}")
             say(f"ready ({time.monotonic() - started:.1f} s)")
-            await stopping
+            await _serve(options, topology, stopping)
     finally:
         starting.cancel()
         say("stopping")
@@ -229,6 +232,19 @@ async def _run(options: UpOptions, say: Say) -> None:
         with contextlib.suppress(asyncio.CancelledError, StreamsError):
             await starting
         say("stopped")
+
+
+async def _serve(options: UpOptions, topology: Topology, stopping: asyncio.Task[bool]) -> None:
+    """Run `when_ready`, then wait to be told to stop, if it is to serve."""
+    if options.when_ready is not None:
+        showing = asyncio.ensure_future(options.when_ready(topology))
+        await asyncio.wait({showing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not showing.done():
+            showing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await showing
+    if options.serve:
+        await stopping
 
 
 async def _prepare_fast_starts(say: Say, stop_asked: asyncio.Event) -> None:
