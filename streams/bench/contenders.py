@@ -124,7 +124,8 @@ TABLE_TOPIC = "table.score"
 class Progress:
     """The sum of next positions over a topic's partitions, in seconds since some start.
 
-    At most so much was committed at `asked_s`, and all of it at `seen_s`. From one to another, `position` grew by what took at most `seen_s - asked_s`.
+    At most so much was committed at `asked_s`, and all of it at `seen_s`: what came between two of them took at most
+    the later's `seen_s` less the earlier's `asked_s`.
     """
 
     asked_s: float
