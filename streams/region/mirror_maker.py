@@ -82,10 +82,16 @@ def _worker(target: Region) -> dict[str, str]:
 
 
 def _connector(source: Region, topics: str) -> dict[str, str]:
-    """The connector that reads `source`, where the source wants mirrors to read."""
+    """The connector that reads `source`, where the source wants mirrors to read.
+
+    An address for one direction alone goes through the clients' prefixes: `source.cluster.bootstrap.servers` of a pair
+    is overridden by the cluster's own (tried).
+    """
+    address = source.mirror_bootstrap_servers or source.bootstrap_servers
     return {
         "enabled": "true",
-        "source.cluster.bootstrap.servers": source.mirror_bootstrap_servers or source.bootstrap_servers,
+        "source.consumer.bootstrap.servers": address,
+        "source.admin.bootstrap.servers": address,
         "topics": topics,
         "tasks.max": "1",
         "replication.factor": "1",

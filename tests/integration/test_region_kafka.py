@@ -55,11 +55,9 @@ async def test_mirror_copies_committed_only_and_soon(two_regions: TwoRegions) ->
             await producer.send(topic, b"first", key=b"k")
 
         async def is_mirrored() -> bool:
-            consumer.subscribe([mirrored])  # refreshes the metadata, too
             return mirrored in await consumer.topics()
 
         await eventually(is_mirrored, 30)
-        consumer.unsubscribe()
         consumer.assign([TopicPartition(mirrored, 0)])
         await consumer.seek_to_beginning()
         assert (await consumer.getone()).value == b"first"

@@ -33,8 +33,8 @@ def test_every_directed_pair_is_exactly_once() -> None:
         assert properties[f"{pair}.enabled"] == "true"
         assert properties[f"{pair}.consumer.isolation.level"] == "read_committed"
     assert all(properties[f"{name}.exactly.once.source.support"] == "enabled" for name in "abc")
-    assert properties["a->b.source.cluster.bootstrap.servers"] == "127.0.0.1:9"
-    assert properties["b->a.source.cluster.bootstrap.servers"] == "127.0.0.1:2"
+    assert properties["a->b.source.consumer.bootstrap.servers"] == "127.0.0.1:9"
+    assert properties["b->a.source.consumer.bootstrap.servers"] == "127.0.0.1:2"
     assert not any(name.startswith(("consumer.", "offset.flush")) for name in properties)
 
 
