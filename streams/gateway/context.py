@@ -93,8 +93,7 @@ class Gateway:
         Timeout after `wait_s`, so that the client may go to another region.
         """
         token = self.token_of(call)
-        if token.positions:
-            await self._await_token(token)
+        await self.await_token(token)
         limit_ms = MAX_STALENESS.read(call)
         if limit_ms is not None:
             await self._await_freshness(table, limit_ms)
@@ -123,7 +122,10 @@ class Gateway:
                 )
         return token
 
-    async def _await_token(self, token: Token) -> None:
+    async def await_token(self, token: Token) -> None:
+        """Return once `token` is visible here; Timeout after `wait_s`."""
+        if not token.positions:
+            return
         try:
             await self.tables.wait_for(token, self.options.wait_s)
         except Timeout as error:

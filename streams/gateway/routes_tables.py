@@ -45,7 +45,7 @@ class TableRoutes:
         ordered = "/v1/tables/{table}:"
         by = (BY, *_WAITS)
         return [
-            Operation("GET", "/v1/tables", self.list_tables, "All tables"),
+            Operation("GET", "/v1/tables", self.list_tables, "All tables", params=(CAUSAL_TOKEN,)),
             self._read(ordered + "top", self.top_rows, "The highest rows, ties by key", (TABLE, TOP_N, *by)),
             self._read(ordered + "rank", self.rank_of_key, "Where a key stands", (TABLE, KEY_QUERY, *by)),
             self._read(
@@ -65,7 +65,8 @@ class TableRoutes:
         return Operation("GET", path, handler, summary, "read", params, answers=_UNKNOWN)
 
     async def list_tables(self, call: Call) -> Reply:
-        """Names and settings."""
+        """Names and settings; a presented token is waited for, over all tables."""
+        await self._gateway.await_token(self._gateway.token_of(call))
         rows = []
         for name, table in sorted(self._gateway.tables.tables.items()):
             spec = table.spec

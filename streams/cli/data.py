@@ -1,0 +1,173 @@
+"""`streams put get delete tail top table`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.model.errors import BadInput, NotFound
+
+if TYPE_CHECKING:
+    from streams.client import AsyncClient
+
+app = typer.Typer(help="Put, get, follow and rank.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Key = Annotated[str, typer.Argument(help="keyspace:rest, as in score:alice.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+@app.command()
+def put(
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="JSON", help='The value; for a counter {"add": n}.')],
+    ttl: Annotated[str | None, typer.Option(help="Time to live: seconds, or 90s, 15m, 1h, 7d.")] = None,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Put a value; prints where the event is once it is durable."""
+
+    async def work(edge: AsyncClient) -> None:
+        receipt = await edge.put(key, _json(value), ttl=ttl)
+        _print(_plain(receipt))
+
+    run(work, region, url, data)
+
+
+@app.command()
+def get(key: Key, region: RegionOption = None, url: UrlOption = None, data: DataOption = None) -> None:
+    """Print the merged row of a key."""
+
+    async def work(edge: AsyncClient) -> None:
+        row = await edge.get(key)
+        if row is None:
+            raise NotFound(f"{key} has no value", fix="it was never put, was deleted, or has expired")
+        _print(_plain(row))
+
+    run(work, region, url, data)
+
+
+@app.command()
+def delete(key: Key, region: RegionOption = None, url: UrlOption = None, data: DataOption = None) -> None:
+    """Delete a key; prints where the event is once it is durable."""
+
+    async def work(edge: AsyncClient) -> None:
+        _print(_plain(await edge.delete(key)))
+
+    run(work, region, url, data)
+
+
+@app.command()
+def tail(
+    keyspace: Annotated[str, typer.Argument(help="The keyspace to follow.")],
+    since: Annotated[str | None, typer.Option("--from", help="A token, or `start`; default: from now on.")] = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Stop after so many events.")] = None,
+    prefix: Annotated[str, typer.Option(help="Only keys that start with this.")] = "",
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Print a keyspace's events as JSON lines, as they are accepted, until Ctrl-C."""
+
+    async def work(edge: AsyncClient) -> None:
+        left = count
+        async for event in edge.subscribe(keyspace, since=since, prefix=prefix):
+            _print(_plain(event, "position"))
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+
+    run(work, region, url, data)
+
+
+@app.command()
+def top(
+    table: Annotated[str, typer.Argument(help="The table.")],
+    n: Annotated[int, typer.Option("-n", help="How many rows, 1 to 10000.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Order by this field of the value.")] = None,
+    as_json: AsJson = False,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Show the highest rows of a table."""
+
+    async def work(edge: AsyncClient) -> None:
+        rows = await edge.top(table, n, by=by)
+        _show(("rank", "key", "value"), ((row.rank, row.key, row.value) for row in rows), as_json)
+
+    run(work, region, url, data)
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="The table.")],
+    prefix: Annotated[str, typer.Option(help="Only keys that start with this.")] = "",
+    limit: Annotated[int | None, typer.Option("-n", "--limit", min=1, help="At most so many rows.")] = None,
+    as_json: AsJson = False,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Show a table's rows in key order."""
+
+    async def work(edge: AsyncClient) -> None:
+        if as_json or not sys.stdout.isatty():
+            async for row in edge.scan(name, prefix=prefix, limit=limit):
+                _print(_plain(row)) if as_json else print(f"{row.key}\t{_text(row.value)}")
+            return
+        rows = [row async for row in edge.scan(name, prefix=prefix, limit=limit)]
+        _show(("key", "value"), ((row.key, row.value) for row in rows), False)
+
+    run(work, region, url, data)
+
+
+def _json(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise ValueError(f"JSON has no {name}")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        fix = """quote it for your shell, as in '{"add": 5}' or '"text"'"""
+        raise BadInput(f"{text[:60]!r} is not JSON: {error}", field="JSON", fix=fix) from None
+
+
+def _plain(row: Any, *without: str) -> dict[str, Any]:
+    """A dataclass as JSON shows it."""
+    names = [name for name in row.__slots__ if name not in without]
+    values = {name: getattr(row, name) for name in names}
+    return {name: value.encode() if hasattr(value, "positions") else value for name, value in values.items()}
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _show(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]], as_json: bool) -> None:
+    """JSON lines, a table on a terminal, or tab-separated lines in a pipe."""
+    if as_json:
+        for row in rows:
+            _print(dict(zip(head, row, strict=True)))
+        return
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(_text(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*(_text(cell) for cell in row))
+    Console().print(shown)

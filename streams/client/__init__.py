@@ -1,0 +1,35 @@
+"""The Python client: `connect` for asyncio, `connect_sync` for scripts and notebooks."""
+
+from __future__ import annotations
+
+from streams.client.session import AsyncClient
+from streams.client.sync import Client
+from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
+from streams.model.token import Token
+
+__all__ = [
+    "AsyncClient",
+    "BatchReceipt",
+    "Client",
+    "Digest",
+    "Event",
+    "RankedRow",
+    "Receipt",
+    "Rejected",
+    "Row",
+    "connect",
+    "connect_sync",
+]
+
+
+def connect(url: str, *, token: str | Token | None = None, bearer: str | None = None) -> AsyncClient:
+    """A session with the gateway at `url`, to be used as `async with connect(url) as edge`.
+
+    `token`: carry on from another session. `bearer`: the token that authorises, where gateways ask for one.
+    """
+    return AsyncClient(url, token=token, bearer=bearer)
+
+
+def connect_sync(url: str, *, token: str | Token | None = None, bearer: str | None = None) -> Client:
+    """The synchronous twin of `connect`: `with connect_sync(url) as edge`."""
+    return Client(lambda: AsyncClient(url, token=token, bearer=bearer))

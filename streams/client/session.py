@@ -1,0 +1,273 @@
+"""The client: one session with one gateway. It keeps the causal token, so it reads what it wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+
+from streams.client.columns import dump, lines_of
+from streams.client.transport import Transport
+from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
+from streams.model.errors import NotFound, Timeout, Unavailable
+from streams.model.token import Token
+
+BATCH_BYTES = 4 << 20
+PAGE_ROWS = 1_000
+LEADERBOARD = "score"
+_RECONNECT_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+class AsyncClient:
+    """A session with a region's gateway: `async with connect(url) as edge: ...`.
+
+    Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and
+    never go back, in this region and, with `token` carried over, in others. Errors are those of
+    `streams.model.errors`. Safe for concurrent use in one event loop.
+    """
+
+    def __init__(self, url: str, *, token: str | Token | None = None, bearer: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._transport = Transport(self.url, bearer)
+        if token:
+            self.observe(token)
+
+    @property
+    def token(self) -> Token:
+        """What this session has written and read."""
+        return self._transport.token
+
+    def observe(self, token: str | Token) -> None:
+        """Depend on what `token` stands for from now on: take it from another session, in any region."""
+        found = Token.decode(token) if isinstance(token, str) else token
+        self._transport.token = self._transport.token.merge(found)
+
+    async def __aenter__(self) -> AsyncClient:
+        self._transport.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; idempotent."""
+        await self._transport.close()
+
+    async def put(
+        self, key: str, value: Any, *, ttl: float | str | None = None, idempotency_key: str | None = None
+    ) -> Receipt:
+        """Put a value; returns when the event is durable. `ttl`: seconds, or as `1h`.
+
+        Timeout and Unavailable: the event may be in the log or not. A connection that breaks is retried under the
+        same idempotency key, so it counts once.
+        """
+        query = {} if ttl is None else {"ttl": str(ttl)}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"}
+        body = await self._transport.json("PUT", _path("/v1/kv/", key), query, headers=headers, body=dump(value))
+        return _receipt(body)
+
+    async def delete(self, key: str) -> Receipt:
+        """Delete a key; returns when the event is durable."""
+        return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}))
+
+    async def get(self, key: str, *, max_staleness_ms: int | None = None) -> Row | None:
+        """The merged row of a key, or None when it has no value."""
+        query = {} if max_staleness_ms is None else {"max_staleness": str(max_staleness_ms)}
+        try:
+            body = await self._transport.json("GET", _path("/v1/kv/", key), query)
+        except NotFound as error:
+            if error.field == "key" and "has no value" in error.detail:
+                return None
+            raise
+        return Row(**body)
+
+    async def put_many(self, keyspace: str, table: Any) -> BatchReceipt:
+        """Put many: a dict of columns, numpy arrays, an Arrow table, a pandas or polars frame, or dicts of puts.
+
+        Columns: `key` (the keyspace is put before it if it is not there), `value` or the value's fields, `ttl`.
+        """
+        return await self._put_lines(lines_of(keyspace, table))
+
+    async def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
+        """Put many `{"key", "value", "ttl"?}`; good ones are accepted, bad ones listed with their line from 1."""
+        return await self._put_lines(lines_of(None, puts))
+
+    async def _put_lines(self, lines: Iterator[bytes]) -> BatchReceipt:
+        receipts, first_line = [], 1
+        for count, chunk in _chunks(lines):
+            receipts.append(_shifted(await self.put_raw(chunk, "application/x-ndjson"), first_line - 1))
+            first_line += count
+        return _joined(receipts)
+
+    async def put_raw(self, body: bytes | AsyncIterator[bytes], content_type: str) -> BatchReceipt:
+        """One batch request as it is: NDJSON or CSV bytes, or a stream of them."""
+        headers = {"Content-Type": content_type}
+        if isinstance(body, bytes):
+            headers["Idempotency-Key"] = uuid.uuid4().hex
+        answer = await self._transport.json("POST", "/v1/kv:batch", {}, headers=headers, body=body)
+        rejected = tuple(Rejected(**each) for each in answer["rejected"])
+        count = answer.get("rejected_count", len(rejected))
+        return BatchReceipt(answer["accepted"], rejected, count, Token.decode(answer["token"]))
+
+    async def scan(self, table: str, *, prefix: str = "", limit: int | None = None) -> AsyncIterator[Row]:
+        """The rows of a table in key order, at most `limit`, fetched page by page."""
+        cursor, left = "", limit
+        while left is None or left > 0:
+            page = PAGE_ROWS if left is None else min(PAGE_ROWS, left)
+            query = {"prefix": prefix, "limit": str(page), "cursor": cursor}
+            body = await self._transport.json("GET", _path("/v1/tables/", table), query)
+            for row in body["rows"]:
+                yield Row(**row)
+            left = None if left is None else left - len(body["rows"])
+            cursor = body["cursor"]
+            if cursor is None:
+                return
+
+    async def top(self, table: str, n: int = 100, *, by: str | None = None) -> list[RankedRow]:
+        """The highest rows, ties by key."""
+        body = await self._ordered(table, "top", {"n": str(n)}, by)
+        return [RankedRow(**row) for row in body["rows"]]
+
+    async def get_top_n_players(self, n: int = 100) -> list[RankedRow]:
+        """The leaderboard: the highest rows of the `score` table."""
+        return await self.top(LEADERBOARD, n)
+
+    async def rank(self, table: str, key: str, *, by: str | None = None) -> RankedRow | None:
+        """A key's row with its rank, or None when it is not ranked."""
+        try:
+            body = await self._ordered(table, "rank", {"key": key}, by)
+        except NotFound as error:
+            if error.field == "key":
+                return None
+            raise
+        return RankedRow(**body["rows"][0])
+
+    async def around(self, table: str, key: str, n: int = 5, *, by: str | None = None) -> list[RankedRow]:
+        """A key's row with `n` neighbours on each side; NotFound when it is not ranked."""
+        body = await self._ordered(table, "around", {"key": key, "n": str(n)}, by)
+        return [RankedRow(**row) for row in body["rows"]]
+
+    async def _ordered(self, table: str, what: str, query: dict[str, str], by: str | None) -> Any:
+        if by is not None:
+            query["by"] = by
+        return await self._transport.json("GET", _path("/v1/tables/", table) + f":{what}", query)
+
+    async def digest(self, table: str, *, as_of_ms: int | None = None) -> Digest:
+        """The table's digest."""
+        query = {} if as_of_ms is None else {"as_of": str(as_of_ms)}
+        return Digest(**await self._transport.json("GET", _path("/v1/tables/", table) + ":digest", query))
+
+    async def tables(self) -> list[dict[str, Any]]:
+        """All tables with their settings."""
+        found: list[dict[str, Any]] = (await self._transport.json("GET", "/v1/tables", {}))["tables"]
+        return found
+
+    async def keyspaces(self) -> list[dict[str, Any]]:
+        """All keyspaces with their settings."""
+        found: list[dict[str, Any]] = (await self._transport.json("GET", "/v1/keyspaces", {}))["keyspaces"]
+        return found
+
+    async def put_keyspace(self, name: str, **settings: Any) -> dict[str, Any]:
+        """Define a keyspace in all regions: `merge`, `schema`, `partitions`, `ttl`, `consistency`, `mirror`."""
+        headers = {"Content-Type": "application/json"}
+        path = _path("/v1/keyspaces/", name)
+        found: dict[str, Any] = await self._transport.json("PUT", path, {}, headers=headers, body=dump(settings))
+        return found
+
+    async def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
+        """Return when this region has `token` (default: the session's own); Timeout after `timeout_s`."""
+        if token is not None:
+            self.observe(token)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                await self._transport.json("GET", "/v1/tables", {})
+                return
+            except (Timeout, Unavailable):
+                if time.monotonic() >= deadline:
+                    raise
+
+    async def subscribe(
+        self, keyspace: str, *, since: str | Token | None = None, region: str | None = None, prefix: str = ""
+    ) -> AsyncIterator[Event]:
+        """The keyspace's events, without end: from now, from a token, or all that are kept (`since="start"`).
+
+        Reconnects and goes on where it was; nothing is missed. `region`: another region's events.
+        """
+        position = since.encode() if isinstance(since, Token) else since
+        query = {"prefix": prefix, **({"region": region} if region else {}), **({"from": position} if position else {})}
+        last, failures = "", 0
+        while True:
+            try:
+                stream = self._transport.events(_path("/v1/keyspaces/", keyspace), query, last)
+                async for position_text, kind, data in stream:
+                    last, failures = position_text, 0
+                    if kind == "error":
+                        raise Unavailable(str(orjson.loads(data).get("detail")))
+                    if data:
+                        yield _event(orjson.loads(data), last)
+            except (Unavailable, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if failures >= len(_RECONNECT_S):
+                    raise Unavailable(f"the stream broke and cannot be resumed: {error}") from error
+                await asyncio.sleep(_RECONNECT_S[failures])
+                failures += 1
+
+
+def _path(base: str, name: str) -> str:
+    return base + quote(name, safe="")
+
+
+def _receipt(body: dict[str, Any]) -> Receipt:
+    return Receipt(**{**body, "token": Token.decode(body["token"])})
+
+
+def _event(body: dict[str, Any], position: str) -> Event:
+    return Event(
+        body["op"],
+        body["key"],
+        body["value"],
+        body["partition"],
+        body["offset"],
+        body["timestamp"],
+        body["region"],
+        Token.decode(position),
+    )
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        held.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            yield len(held), b"".join(held)
+            held, size = [], 0
+    if held:
+        yield len(held), b"".join(held)
+
+
+def _shifted(receipt: BatchReceipt, by: int) -> BatchReceipt:
+    rejected = tuple(Rejected(each.line + by, each.reason) for each in receipt.rejected)
+    return BatchReceipt(receipt.accepted, rejected, receipt.rejected_count, receipt.token)
+
+
+def _joined(receipts: list[BatchReceipt]) -> BatchReceipt:
+    token = Token()
+    for receipt in receipts:
+        token = token.merge(receipt.token)
+    return BatchReceipt(
+        sum(receipt.accepted for receipt in receipts),
+        tuple(each for receipt in receipts for each in receipt.rejected),
+        sum(receipt.rejected_count for receipt in receipts),
+        token,
+    )

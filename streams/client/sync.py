@@ -1,0 +1,139 @@
+"""The synchronous twin, for scripts and notebooks: the same calls, answered when they are done."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from streams.client.session import AsyncClient
+from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
+from streams.model.token import Token
+
+T = TypeVar("T")
+
+
+class Client:
+    """`AsyncClient` on an event loop of its own in a background thread. `with connect_sync(url) as edge: ...`"""
+
+    def __init__(self, make: Callable[[], AsyncClient]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="streams-client", daemon=True)
+        self._thread.start()
+        self._edge = make()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; idempotent."""
+        if not self._loop.is_closed():
+            self._run(self._edge.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def token(self) -> Token:
+        """See AsyncClient.token."""
+        return self._edge.token
+
+    def observe(self, token: str | Token) -> None:
+        """See AsyncClient.observe."""
+        self._edge.observe(token)
+
+    def put(self, key: str, value: Any, *, ttl: float | str | None = None) -> Receipt:
+        """See AsyncClient.put."""
+        return self._run(self._edge.put(key, value, ttl=ttl))
+
+    def delete(self, key: str) -> Receipt:
+        """See AsyncClient.delete."""
+        return self._run(self._edge.delete(key))
+
+    def get(self, key: str, *, max_staleness_ms: int | None = None) -> Row | None:
+        """See AsyncClient.get."""
+        return self._run(self._edge.get(key, max_staleness_ms=max_staleness_ms))
+
+    def put_many(self, keyspace: str, table: Any) -> BatchReceipt:
+        """See AsyncClient.put_many."""
+        return self._run(self._edge.put_many(keyspace, table))
+
+    def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
+        """See AsyncClient.put_batch."""
+        return self._run(self._edge.put_batch(puts))
+
+    def put_raw(self, body: bytes, content_type: str) -> BatchReceipt:
+        """See AsyncClient.put_raw."""
+        return self._run(self._edge.put_raw(body, content_type))
+
+    def scan(self, table: str, *, prefix: str = "", limit: int | None = None) -> Iterator[Row]:
+        """See AsyncClient.scan."""
+        return self._iterate(self._edge.scan(table, prefix=prefix, limit=limit))
+
+    def top(self, table: str, n: int = 100, *, by: str | None = None) -> list[RankedRow]:
+        """See AsyncClient.top."""
+        return self._run(self._edge.top(table, n, by=by))
+
+    def get_top_n_players(self, n: int = 100) -> list[RankedRow]:
+        """See AsyncClient.get_top_n_players."""
+        return self._run(self._edge.get_top_n_players(n))
+
+    def rank(self, table: str, key: str, *, by: str | None = None) -> RankedRow | None:
+        """See AsyncClient.rank."""
+        return self._run(self._edge.rank(table, key, by=by))
+
+    def around(self, table: str, key: str, n: int = 5, *, by: str | None = None) -> list[RankedRow]:
+        """See AsyncClient.around."""
+        return self._run(self._edge.around(table, key, n, by=by))
+
+    def digest(self, table: str, *, as_of_ms: int | None = None) -> Digest:
+        """See AsyncClient.digest."""
+        return self._run(self._edge.digest(table, as_of_ms=as_of_ms))
+
+    def tables(self) -> list[dict[str, Any]]:
+        """See AsyncClient.tables."""
+        return self._run(self._edge.tables())
+
+    def keyspaces(self) -> list[dict[str, Any]]:
+        """See AsyncClient.keyspaces."""
+        return self._run(self._edge.keyspaces())
+
+    def put_keyspace(self, name: str, **settings: Any) -> dict[str, Any]:
+        """See AsyncClient.put_keyspace."""
+        return self._run(self._edge.put_keyspace(name, **settings))
+
+    def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
+        """See AsyncClient.wait_for."""
+        self._run(self._edge.wait_for(token, timeout_s=timeout_s))
+
+    def subscribe(
+        self, keyspace: str, *, since: str | Token | None = None, region: str | None = None, prefix: str = ""
+    ) -> Iterator[Event]:
+        """See AsyncClient.subscribe."""
+        return self._iterate(self._edge.subscribe(keyspace, since=since, region=region, prefix=prefix))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T:
+            return await anext(source)
+
+        while True:
+            try:
+                item = self._run(following())
+            except StopAsyncIteration:
+                return
+            yield item

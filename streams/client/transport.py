@@ -1,0 +1,140 @@
+"""HTTP for the client: connections, tokens, and problems turned back into errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from streams.model import errors
+from streams.model.errors import StreamsError, Unavailable
+from streams.model.token import Token
+
+TIMEOUT_S = 60.0
+CONNECT_S = 5.0
+IDLE_S = 45.0
+LINE_BYTES_MAX = 64 << 20
+_BY_STATUS: dict[int, type[StreamsError]] = {
+    kind.status: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, StreamsError) and kind is not StreamsError
+}
+
+
+class Transport:
+    """Requests to one gateway, with the session's token on each."""
+
+    def __init__(self, url: str, bearer: str | None) -> None:
+        self._url = url
+        self._bearer = bearer
+        self._http: aiohttp.ClientSession | None = None
+        self.token = Token()
+
+    def open(self) -> None:
+        """Get ready; connects with the first request."""
+        if self._http is None:
+            headers = {"Authorization": f"Bearer {self._bearer}"} if self._bearer else {}
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=TIMEOUT_S)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            self._http = aiohttp.ClientSession(
+                headers=headers, timeout=timeout, connector=connector, read_bufsize=1 << 20
+            )
+
+    async def close(self) -> None:
+        """Close the connections; idempotent."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def json(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | AsyncIterator[bytes] | None = None,
+    ) -> Any:
+        """The answer's JSON; its token is merged into the session's. Raises what the problem says."""
+        sent = dict(headers or {})
+        if self.token.positions:
+            sent["Causal-Token"] = self.token.encode()
+        try:
+            async with self._session.request(
+                method, self._target(path), params=query, headers=sent, data=body, allow_redirects=False
+            ) as answer:
+                raw = await answer.read()
+                self._observe(answer)
+                if answer.status != 200:
+                    raise problem(answer, raw)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unavailable(
+                f"{self._url} does not answer: {error or type(error).__name__}",
+                fix="is the system up? see `streams status`",
+            ) from error
+        return orjson.loads(raw)
+
+    async def events(self, path: str, query: dict[str, str], last: str) -> AsyncIterator[tuple[str, str, bytes]]:
+        """Server-sent events of `PATH:subscribe` as (id, kind, data), until the connection ends."""
+        headers = {"Last-Event-ID": last} if last else {}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=IDLE_S)
+        async with self._session.get(
+            self._target(path + ":subscribe"), params=query, headers=headers, timeout=timeout
+        ) as answer:
+            if answer.status != 200:
+                raise problem(answer, await answer.read())
+            kind, data = "", b""
+            async for line in _lines(answer.content):
+                name, _, value = line.partition(b":")
+                value = value.removeprefix(b" ")
+                if not line:
+                    yield last, kind or "message", data
+                    kind, data = "", b""
+                elif name == b"id":
+                    last = value.decode()
+                elif name == b"event":
+                    kind = value.decode()
+                elif name == b"data":
+                    data = data + b"\n" + value if data else value
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            self.open()
+        assert self._http is not None
+        return self._http
+
+    def _target(self, path: str) -> URL:
+        return URL(self._url + path, encoded=True)
+
+    def _observe(self, answer: aiohttp.ClientResponse) -> None:
+        text = answer.headers.get("Causal-Token")
+        if text:
+            self.token = self.token.merge(Token.decode(text))
+
+
+def problem(answer: aiohttp.ClientResponse, raw: bytes) -> StreamsError:
+    """The error of a problem document; one that says the status where there is none."""
+    kind = _BY_STATUS.get(answer.status, StreamsError)
+    try:
+        body = orjson.loads(raw)
+        detail, field, fix = body["detail"], body.get("field"), body.get("fix")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return kind(f"the gateway answered {answer.status}: {raw[:200].decode(errors='replace')!r}")
+    error = kind(detail, field=field, fix=fix)
+    if isinstance(error, errors.Timeout):
+        error.retry_after_s = float(answer.headers.get("Retry-After", 1))
+    return error
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LINE_BYTES_MAX:
+            raise Unavailable("an event is too large")
+        for line in whole:
+            yield line.removesuffix(b"\r")

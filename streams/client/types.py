@@ -1,0 +1,86 @@
+"""What the client answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from streams.model.token import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where a put's or delete's event is in the log. `timestamp`: the broker's append time, epoch milliseconds."""
+
+    key: str
+    topic: str
+    partition: int
+    offset: int
+    region: str
+    timestamp: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table. `expires_at`: epoch milliseconds, None for never. `timestamp`: of its latest write, likewise.
+
+    `region`: who wrote that.
+    """
+
+    key: str
+    value: Any
+    expires_at: int | None = None
+    timestamp: int | None = None
+    region: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """A row of an ordered read; ranks count from 1."""
+
+    rank: int
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A put of a batch that was refused: its place in the input, from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReceipt:
+    """What became of a batch. `rejected` lists the first ones, `rejected_count` counts all."""
+
+    accepted: int
+    rejected: tuple[Rejected, ...]
+    rejected_count: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it."""
+
+    op: str
+    key: str
+    value: Any
+    partition: int
+    offset: int
+    timestamp: int
+    region: str
+    position: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A table's digest: equal in every region whose `applied` are equal. `applied`: by `origin/partition`."""
+
+    digest: str
+    rows: int
+    as_of: int
+    applied: dict[str, dict[str, int]]
