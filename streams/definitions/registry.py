@@ -226,11 +226,7 @@ class Definitions:
         """
         parsed = schema if isinstance(schema, AvroSchema) else parse_schema(schema)
         check_subject(subject)
-
-        def plan(view: DefinitionsView) -> list[Entry]:
-            return _registration(view, subject, parsed)
-
-        await self._write(plan)
+        await self._write(lambda view: _registration(view, subject, parsed))
         await self._visible(lambda: self._view.lookup(subject, parsed) is not None)
         found = self._view.lookup(subject, parsed)
         assert found is not None
@@ -247,11 +243,7 @@ class Definitions:
             wanted = replace(wanted, schema=schema.name)
         elif wanted.schema == "streams.Json" and wanted.merge in _FOLDED:
             wanted = replace(wanted, schema=_FOLDED[wanted.merge])
-
-        def plan(view: DefinitionsView) -> list[Entry]:
-            return _keyspace_plan(view, wanted, schema)
-
-        await self._write(plan)
+        await self._write(lambda view: _keyspace_plan(view, wanted, schema))
         await self._visible(lambda: self._view.keyspaces.get(wanted.name) == wanted)
         return wanted
 
@@ -259,11 +251,7 @@ class Definitions:
         """Set a subject's compatibility level (no subject: everybody's); None takes it back."""
         wanted = None if level is None else check_level(level)
         entry = config_entry(check_subject(subject) if subject else "", wanted)
-
-        def plan(view: DefinitionsView) -> list[Entry]:
-            return [] if view.own_level(subject) == wanted else [entry]
-
-        await self._write(plan)
+        await self._write(lambda view: [] if view.own_level(subject) == wanted else [entry])
         await self._visible(lambda: self._view.own_level(subject) == wanted)
 
     # ---- inside
