@@ -26,13 +26,21 @@ REPOSITORY = Path(__file__).parents[2]
 class WorkerProcess:
     """`python -m streams.processing` in its own session, logging to a file."""
 
-    def __init__(self, directory: Path, bootstrap_servers: str, name: str = "a", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        bootstrap_servers: str,
+        name: str = "a",
+        arguments: Sequence[str] = (),
+        *,
+        definitions: bool = False,
+    ) -> None:
         self.data = directory / f"worker-{name}"
         self.log_file = directory / f"worker-{name}.log"
         self._command = [
             *(sys.executable, "-m", "streams.processing", "--region", "us-east"),
             *("--bootstrap-servers", bootstrap_servers, "--data", str(self.data)),
-            *("--session-s", "2", "--only-builtin", *arguments),
+            *("--session-s", "2", *([] if definitions else ["--only-builtin"]), *arguments),
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
