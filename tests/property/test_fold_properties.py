@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import tempfile
 from pathlib import Path
@@ -188,3 +189,48 @@ def test_a_table_larger_than_the_modules_memory_folds_exactly(kind: MergeType) -
     assert not rejects
     assert table.host.late_rejects == []
     assert table.content() == model_of(kind, events)[0]
+
+
+def dense_history(rng: random.Random, kind: MergeType) -> list[Event]:
+    """80 events on three keys within a few milliseconds: every boundary of expiry and generation is hit."""
+    events = []
+    for i in range(80):
+        append_ms = BASE_MS + i // 8 + rng.randrange(2)
+        op = rng.choice([0] * 16 + [1, 2, 2])
+        value = b"\0\0\0\0\3"
+        if op == 2:
+            parts = [
+                (BASE_MS + rng.randrange(12)) << 16,
+                BASE_MS + rng.randrange(14),
+                (BASE_MS + rng.randrange(12)) << 16,
+            ]
+            value += b"".join(map(fold_model.write_long, parts)) + bytes([rng.randrange(2)])
+        elif op == 0 and kind in (MergeType.MAX, MergeType.MIN):
+            value += struct.pack("<d", rng.randrange(-9, 9))
+        elif op == 0:
+            value += fold_model.write_long(rng.randrange(-9, 9))
+        hlc = (append_ms + rng.randrange(-1, 2)) << 16
+        generation = rng.choice([0, 0, 0, 0, hlc, hlc - 1])
+        expires_ms = rng.choice([NEVER, append_ms + 1, append_ms + 1, append_ms + 2, append_ms + 3])
+        events.append(Event(append_ms, hlc, expires_ms, generation, op, b"k:%d" % rng.randrange(3), value))
+    return events
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_histories_equal_the_model(kind: MergeType) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for _ in range(40):
+        events = dense_history(rng, kind)
+        table = Table(kind)
+        at = 0
+        while at < len(events):
+            size = rng.randrange(1, 30)
+            table.host.fold(build(events[at : at + size]).raw, table.load)
+            at += size
+            if rng.random() < 0.3:
+                table.commit(table.take())
+        table.commit(table.take())
+        table.host.close()
+        assert table.content() == model_of(kind, events)[0]
