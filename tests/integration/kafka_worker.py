@@ -57,7 +57,7 @@ app = faust.App(
     broker=f"kafka://{BOOTSTRAP}",
     topic_disable_leader=True,
     reply_create_topic=False,
-    broker_session_timeout=6.0,
+    broker_session_timeout=10.0,
     broker_heartbeat_interval=0.5,
     datadir=f"{OUT}.{os.getpid()}",
 )

@@ -146,9 +146,13 @@ async def test_two_workers_share_and_take_over(workers: Workers, producer: Event
     await send_until(lambda: {line["pid"] for line in workers.lines()[shared:]} == {first.pid, second.pid})
     first.kill()
     await send_until(lambda: dict(assigned_now(workers))[second.pid] == [0, 1, 2, 3])
-    await eventually(lambda: workers.events() == sent, 20)
-    by_partition = sorted(workers.lines(), key=lambda line: (line["partition"], line["base"]))
-    check_contiguous(by_partition)
+
+    def all_in() -> bool:
+        check_contiguous(sorted(workers.lines(), key=lambda line: (line["partition"], line["base"])))
+        assert workers.events() == sent, (workers.events(), sent, workers.lines("assigned"))
+        return True
+
+    await eventually(all_in, 60)
     second.send_signal(signal.SIGTERM)
     assert second.wait(20) == 0
 
