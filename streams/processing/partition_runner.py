@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from streams.kafka.errors import Fenced
+from streams.model.errors import StreamsError
 from streams.processing.partition_task import PartitionTask, PositionError, TaskStats
 from streams.processing.ports import RunPort
 
@@ -109,7 +110,8 @@ class PartitionRunner:
     def _failed(self, reason: str, failure: BaseException | None = None) -> None:
         self.failures += 1
         self.error = reason
-        log.error("%s: dropped, will take over again: %s", self.name, reason, exc_info=failure)
+        foreseen = failure is None or isinstance(failure, StreamsError)
+        log.error("%s: dropped, will take over again: %s", self.name, reason, exc_info=None if foreseen else failure)
 
     async def _pause(self, wait_s: float) -> None:
         try:

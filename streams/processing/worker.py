@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _BROKER_WAIT_S = 60.0
 _WRITER = WriterOptions(timeout_s=20.0, transaction_timeout_s=30.0, batch_bytes=RECORD_BYTES_MAX - 1024, in_flight=1)
 _LINE_S = 60.0
+_AILING_S = 5.0
 
 
 class CatalogSchemas:
@@ -117,6 +118,7 @@ class Worker:
         self._runners: dict[TP, PartitionRunner] = {}
         self._watchdog = LagWatchdog(options.watchdog)
         self._failure = ""
+        self._well_s = time.monotonic()
         self._stop = asyncio.Event()
         handlers = Handlers(self._dispatch, self._assign, self._revoke)
         group = GroupOptions(
@@ -222,7 +224,7 @@ class Worker:
         """Tell tasks their inputs' ends, restart those that stand still, leave when that does not help."""
         while not self._failure:
             await asyncio.sleep(self.options.probe_s)
-            self._failure = self._group.failure
+            self._failure = self._lasting(self._group.failure)
             tps = list(self._runners)
             if not tps:
                 continue
@@ -234,6 +236,12 @@ class Worker:
                 continue
             for tp, end in ends.items():
                 self._judge(tp, asked_at_ms, end)
+
+    def _lasting(self, ailment: str) -> str:
+        """`ailment` once it has lasted: agents are replaced during a rebalance, and that looks like death."""
+        now_s = time.monotonic()
+        self._well_s = self._well_s if ailment else now_s
+        return ailment if now_s - self._well_s > _AILING_S else ""
 
     def _judge(self, tp: TP, asked_at_ms: int, end: int) -> None:
         runner = self._runners.get(tp)
