@@ -44,7 +44,7 @@ class ChangelogTail:
         self._topic_ids: dict[str, str] = {}
         self._preparing: dict[ReplicaId, asyncio.Task[None]] = {}
         self._gate = asyncio.Semaphore(self._options.restores_at_once)
-        self._changed = False
+        self._changed = self._refused = False
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_problem = ""
@@ -52,6 +52,12 @@ class ChangelogTail:
     async def start(self) -> None:
         """Begin, in the background. Not being able to reach Kafka is a problem of `tables`, not an error here."""
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._ready.clear()
+            self._tables.problem(f"following the changelogs ended: {task.exception()!r}")
 
     async def stop(self) -> None:
         """Stop following; idempotent. The tables stay open."""
@@ -87,13 +93,16 @@ class ChangelogTail:
             reader = ChangelogReader(self._bootstrap, self._options.changelog)
             try:
                 await self._admin.start()
+                if self._refused:
+                    await self._recheck()
+                    self._refused = False
                 await self._discover()
                 await reader.start({})
                 self._changed = True
                 await self._follow(reader)
             except OffsetOutOfRange as error:
                 self._problem(str(error))
-                await self._recheck()
+                self._refused = True
             except StreamsError as error:
                 self._problem(str(error))
             finally:
@@ -163,13 +172,18 @@ class ChangelogTail:
                     raise error
 
     async def _recheck(self) -> None:
-        """A position was refused: find whose, and read those replicas again from the start."""
-        async with Admin(self._bootstrap) as admin:
-            found = await admin.topics(sorted({self._tp(replica).topic for replica in self._attached}))
-            for replica in list(self._attached):
-                info = found.get(self._tp(replica).topic)
-                if info is not None:
-                    await self._prepare(replica, info)
+        """A position was refused: find whose, and read those replicas again from the start.
+
+        One preparation per replica at a time: discovery may have noticed the same and be at it.
+        """
+        found = await self._admin.topics(sorted({self._tp(replica).topic for replica in self._attached}))
+        for replica in self._attached:
+            info = found.get(self._tp(replica).topic)
+            if info is not None and replica not in self._preparing:
+                self._preparing[replica] = asyncio.get_running_loop().create_task(self._prepare(replica, info))
+        if self._preparing:
+            await asyncio.wait(self._preparing.values())
+        self._reap()
 
     async def _prepare(self, replica: ReplicaId, info: TopicInfo) -> None:
         """Bring a replica up to its log's present end, then serve it."""
