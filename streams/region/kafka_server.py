@@ -128,22 +128,42 @@ def start_failure(name: str, log_file: Path, since_byte: int = 0) -> StreamsErro
     return StreamsError(f"{name} did not start: " + " | ".join(lines), fix=f"see {log_file}")
 
 
-def is_ready(port: int, *, timeout_s: float = 1.0) -> bool:
-    """Whether the broker on 127.0.0.1:`port` answers a metadata request and counts itself among the live brokers."""
-    body = struct.pack(">hhih", 3, 1, 1, -1) + struct.pack(">i", 0)  # Metadata v1, no client id, no topics
+def is_ready(port: int, directory: Path | None = None, *, timeout_s: float = 1.0) -> bool:
+    """Whether the broker on 127.0.0.1:`port` answers a metadata request and counts itself among the live brokers.
+
+    With a `directory` it must also be the cluster whose data are there, not another that has taken the port.
+    """
+    body = struct.pack(">hhih", 3, 2, 1, -1) + struct.pack(">i", 0)  # Metadata v2, no client id, no topics
     try:
         with socket.create_connection((_HOST, port), timeout_s) as connection:
             connection.sendall(struct.pack(">i", len(body)) + body)
-            answer = b""
-            while len(answer) < 12:
-                chunk = connection.recv(4096)
-                if not chunk:
-                    return False
-                answer += chunk
-    except OSError:
+            with connection.makefile("rb") as answer:
+                (size,) = struct.unpack(">i", answer.read(4))
+                brokers, cluster_id = _brokers_and_cluster(answer.read(min(size, 65_536)))
+    except (OSError, struct.error):
         return False
-    brokers: int = struct.unpack_from(">i", answer, 8)[0]
-    return brokers >= 1
+    return brokers >= 1 and (directory is None or cluster_id == _cluster_id(directory))
+
+
+def _brokers_and_cluster(answer: bytes) -> tuple[int, str]:
+    """The number of brokers and the cluster id of a Metadata v2 response (correlation id, brokers, cluster id, …)."""
+
+    def text(at: int) -> tuple[str, int]:
+        (length,) = struct.unpack_from(">h", answer, at)
+        end = at + 2 + max(0, length)
+        return answer[at + 2 : end].decode(), end
+
+    (brokers,) = struct.unpack_from(">i", answer, 4)
+    at = 8
+    for _ in range(brokers):
+        _, at = text(at + 4)  # node id, then host
+        _, at = text(at + 4)  # port, then rack
+    return brokers, text(at)[0]
+
+
+def _cluster_id(directory: Path) -> str:
+    lines = (directory / "log" / "meta.properties").read_text().splitlines()
+    return next((line.partition("=")[2] for line in lines if line.startswith("cluster.id=")), "")
 
 
 class KafkaServer:
@@ -196,7 +216,7 @@ class KafkaServer:
         process = self._process
 
         def settled() -> bool:
-            return process is None or process.poll() is not None or is_ready(self.options.port)
+            return process is None or process.poll() is not None or is_ready(self.options.port, self.options.directory)
 
         if not wait_until(settled, timeout_s) or process is None or process.poll() is not None:
             self.stop()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streams.model.errors import BadInput, NotFound
@@ -31,11 +31,11 @@ def parse_regions(text: str) -> tuple[str, ...]:
     return names
 
 
-def plan(data: Path, names: Sequence[str] | None) -> Topology:
+def plan(data: Path, names: Sequence[str] | None, usable: Callable[[int], bool] = port_is_free) -> Topology:
     """The topology to start in `data`: the one kept there, else a new one of `names`; saved with usable ports.
 
-    Ports kept from the last start are used again unless something else listens there now. BadInput when `names`
-    differ from what the directory holds: its data belong to those regions.
+    Ports kept from the last start are used again if they are `usable` now (`PortLocks.claim` also claims them).
+    BadInput when `names` differ from what the directory holds: its data belong to those regions.
     """
     data.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,7 +52,7 @@ def plan(data: Path, names: Sequence[str] | None) -> Topology:
     taken: set[int] = set()
     topology = Topology(
         tuple(
-            _with_ports(region, FIRST_GATEWAY_PORT + index, kept_ports, taken)
+            _with_ports(region, FIRST_GATEWAY_PORT + index, _Ports(kept_ports, taken, usable))
             for index, region in enumerate(kept.regions)
         )
     )
@@ -66,22 +66,31 @@ def _ports(region: Region) -> tuple[int, int, int, int]:
     return kafka, region.controller_port, region.gateway_port, int(region.extra.get(MIRROR_PORT, 0))
 
 
-def _with_ports(region: Region, gateway_start: int, kept_ports: set[int], taken: set[int]) -> Region:
-    """The region with usable ports, added to `taken`; another region's `kept_ports` are left to it."""
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """Ports kept from the last start (each left to its region), those taken now, and which can be used."""
 
-    def choose(kept: int, start: int) -> int:
-        usable = kept and kept not in taken and port_is_free(kept)
-        port = kept if usable else next_free_port(start, taken | kept_ports)
-        taken.add(port)
+    kept: set[int]
+    taken: set[int]
+    usable: Callable[[int], bool]
+
+    def choose(self, kept: int, start: int) -> int:
+        """The kept port if it can be used, else the next from `start` up; it is taken then."""
+        again = kept and kept not in self.taken and self.usable(kept)
+        port = kept if again else next_free_port(start, self.taken | self.kept, self.usable)
+        self.taken.add(port)
         return port
 
+
+def _with_ports(region: Region, gateway_start: int, ports: _Ports) -> Region:
+    """The region with usable ports."""
     kafka, controller, gateway, mirror = _ports(region)
-    port = choose(kafka, FIRST_KAFKA_PORT)
-    controller_port = choose(controller, FIRST_KAFKA_PORT)
-    gateway_port = choose(gateway, gateway_start)
+    port = ports.choose(kafka, FIRST_KAFKA_PORT)
+    controller_port = ports.choose(controller, FIRST_KAFKA_PORT)
+    gateway_port = ports.choose(gateway, gateway_start)
     extra = dict(region.extra)
     if region.mirror_bootstrap_servers:
-        extra[MIRROR_PORT] = str(choose(mirror, FIRST_KAFKA_PORT))
+        extra[MIRROR_PORT] = str(ports.choose(mirror, FIRST_KAFKA_PORT))
     return replace(
         region,
         bootstrap_servers=f"127.0.0.1:{port}",

@@ -10,12 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
 
 from streams.model.errors import Unavailable
 
@@ -125,10 +128,36 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def next_free_port(start: int, taken: Collection[int] = ()) -> int:
-    """The first port from `start` up that is free on 127.0.0.1 and not in `taken`; Unavailable when there is none."""
+class PortLocks:
+    """Ports that this process claims before anything listens there, so that two systems starting at once differ.
+
+    Claims of one user's processes on one machine exclude each other; they end with this object's process.
+    """
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.gettempdir()) / f"streams-ports-{os.getuid()}"
+        self._locks: dict[int, FileLock] = {}
+
+    def claim(self, port: int) -> bool:
+        """Whether 127.0.0.1:`port` is free and now this process's to use."""
+        if port in self._locks:
+            return port_is_free(port)
+        if not port_is_free(port):
+            return False
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        lock = FileLock(self._directory / f"{port}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except LockTimeout:
+            return False
+        self._locks[port] = lock
+        return True
+
+
+def next_free_port(start: int, taken: Collection[int] = (), usable: Callable[[int], bool] = port_is_free) -> int:
+    """The first `usable` port from `start` up that is not in `taken`; Unavailable when there is none."""
     for port in range(start, 32_768):
-        if port not in taken and port_is_free(port):
+        if port not in taken and usable(port):
             return port
     raise Unavailable(f"no free port from {start} up on 127.0.0.1", fix="stop something that listens there")
 

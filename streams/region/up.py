@@ -31,7 +31,7 @@ from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
 from streams.region.paths import data_dir
 from streams.region.plan import MIRROR_PORT, parse_regions, plan
-from streams.region.processes import die_with_parent, free_ports, kill_group
+from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
 from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, Supervisor
 
@@ -109,7 +109,7 @@ def _kafka_spec(options: UpOptions, region: Region) -> ProcessSpec:
         name=name,
         command=lambda: kafka_server.kafka_command(kafka),
         log_file=kafka.log_file,
-        is_ready=lambda: kafka_server.is_ready(port),
+        is_ready=lambda: kafka_server.is_ready(port, kafka.directory),
         regions=(region.name,),
         ready_timeout_s=120.0,
         stop_timeout_s=20.0,
@@ -206,7 +206,8 @@ async def _run(options: UpOptions, say: Say) -> None:
     kill_leftovers(options.data)  # a killed supervisor's brokers would share this directory with the new ones
     await asyncio.to_thread(jars.class_path, "kafka")
     await _prepare_fast_starts(say, stop_asked)
-    topology = plan(options.data, options.regions)
+    ports = PortLocks()  # claims last as long as this function's frame: until everything has stopped
+    topology = plan(options.data, options.regions, ports.claim)
     supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
     supervisor.on_change = _narrator(say, supervisor)
 

@@ -11,6 +11,7 @@ import pytest
 from streams.model.errors import BadInput
 from streams.model.topology import Topology
 from streams.region.plan import parse_regions, plan
+from streams.region.processes import PortLocks
 
 
 def ports(topology: Topology) -> list[int]:
@@ -61,3 +62,11 @@ def test_bad_region_names(text: str) -> None:
 
 def test_good_region_names() -> None:
     assert parse_regions("us-east, eu-west,x") == ("us-east", "eu-west", "x")
+
+
+def test_two_systems_starting_at_once_differ(tmp_path: Path) -> None:
+    ours = PortLocks()
+    first = plan(tmp_path / "a", None, ours.claim)
+    second = plan(tmp_path / "b", None, PortLocks().claim)
+    assert not set(ports(first)) & set(ports(second))
+    assert plan(tmp_path / "a", None, ours.claim) == first
