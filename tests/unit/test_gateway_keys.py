@@ -24,6 +24,13 @@ async def edge(tmp_path: Path) -> AsyncIterator[TestGateway]:
         yield found
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def steady(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TestGateway]:
+    """One gateway for the many tests of refusals."""
+    async with running_gateway(tmp_path_factory.mktemp("steady"), GatewayOptions(wait_s=0.3)) as found:
+        yield found
+
+
 async def problem_of(answer: aiohttp.ClientResponse, status: int, field: str | None = None) -> dict[str, object]:
     assert answer.status == status, await answer.text()
     assert answer.content_type == "application/problem+json"
@@ -56,14 +63,15 @@ async def test_get_answers_the_merged_value(edge: TestGateway) -> None:
     assert not Token.decode(put.headers["Causal-Token"]).missing(Token.decode(answer.headers["Causal-Token"]))
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("key", ["kv:a/b//c", "kv:ü: %2F?&#", "kv:..", "kv:\u2028\x00", "kv:" + "x" * 1021, "kv:a b+c"])
-async def test_keys_hold_any_character(edge: TestGateway, key: str) -> None:
-    path = aiohttp.client.URL(f"{edge.url}/v1/kv/{quote(key, safe='')}", encoded=True)
-    assert (await edge.http.put(path, json=[1, {"x": None}])).status == 200
-    assert (await (await edge.http.get(path)).json())["value"] == [1, {"x": None}]
-    assert (await (await edge.http.get(path)).json())["key"] == key
-    row = aiohttp.client.URL(f"{edge.url}/v1/tables/kv/{quote(key, safe='')}", encoded=True)
-    assert (await (await edge.http.get(row)).json())["key"] == key
+async def test_keys_hold_any_character(steady: TestGateway, key: str) -> None:
+    path = aiohttp.client.URL(f"{steady.url}/v1/kv/{quote(key, safe='')}", encoded=True)
+    assert (await steady.http.put(path, json=[1, {"x": None}])).status == 200
+    assert (await (await steady.http.get(path)).json())["value"] == [1, {"x": None}]
+    assert (await (await steady.http.get(path)).json())["key"] == key
+    row = aiohttp.client.URL(f"{steady.url}/v1/tables/kv/{quote(key, safe='')}", encoded=True)
+    assert (await (await steady.http.get(row)).json())["key"] == key
 
 
 async def test_a_delete_is_an_event_that_answers_like_a_put(edge: TestGateway) -> None:
@@ -77,19 +85,22 @@ async def test_a_delete_is_an_event_that_answers_like_a_put(edge: TestGateway) -
     assert (await (await edge.http.get("/v1/kv/score:bob")).json())["value"] == 2
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("ttl", ["60", "1h", "1.5d", "3155760000"])
-async def test_ttls_are_counted_from_acceptance(edge: TestGateway, ttl: str) -> None:
-    put = await (await edge.http.put(f"/v1/kv/kv:t?ttl={ttl}", json=1)).json()
-    got = await (await edge.http.get("/v1/kv/kv:t")).json()
+async def test_ttls_are_counted_from_acceptance(steady: TestGateway, ttl: str) -> None:
+    put = await (await steady.http.put(f"/v1/kv/kv:t?ttl={ttl}", json=1)).json()
+    got = await (await steady.http.get("/v1/kv/kv:t")).json()
     seconds = {"60": 60, "1h": 3600, "1.5d": 129600, "3155760000": 3155760000}[ttl]
     assert got["expires_at"] == put["timestamp"] + seconds * 1000
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("ttl", ["0", "-1", "0.5", "3155760001", "1e9", "", "soon", "1h1m", "NaN", "9" * 400])
-async def test_bad_ttls(edge: TestGateway, ttl: str) -> None:
-    await problem_of(await edge.http.put(f"/v1/kv/kv:t?ttl={ttl}", json=1), 400, "ttl")
+async def test_bad_ttls(steady: TestGateway, ttl: str) -> None:
+    await problem_of(await steady.http.put(f"/v1/kv/kv:t?ttl={ttl}", json=1), 400, "ttl")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -103,12 +114,13 @@ async def test_bad_ttls(edge: TestGateway, ttl: str) -> None:
         ("/v1/kv/unknown:x", 404),
     ],
 )
-async def test_bad_keys(edge: TestGateway, path: str, status: int) -> None:
-    url = aiohttp.client.URL(edge.url + path, encoded=True)
-    for call in (edge.http.put(url, json=1), edge.http.get(url), edge.http.delete(url)):
+async def test_bad_keys(steady: TestGateway, path: str, status: int) -> None:
+    url = aiohttp.client.URL(steady.url + path, encoded=True)
+    for call in (steady.http.put(url, json=1), steady.http.get(url), steady.http.delete(url)):
         await problem_of(await call, status, "key")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("key", "body", "field"),
     [
@@ -131,8 +143,8 @@ async def test_bad_keys(edge: TestGateway, path: str, status: int) -> None:
         ("kv:a", '{"a":1,"a":2}', "body"),
     ],
 )
-async def test_bad_values(edge: TestGateway, key: str, body: str | bytes, field: str) -> None:
-    await problem_of(await edge.http.put(f"/v1/kv/{key}", data=body), 400, field)
+async def test_bad_values(steady: TestGateway, key: str, body: str | bytes, field: str) -> None:
+    await problem_of(await steady.http.put(f"/v1/kv/{key}", data=body), 400, field)
 
 
 async def test_bodies_up_to_the_limit(edge: TestGateway) -> None:
@@ -167,9 +179,10 @@ async def test_a_token_waits_and_then_gives_up_with_retry_after(edge: TestGatewa
     assert (await (await waiting).json())["value"] == 1
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("token", ["x", "e30x!", "bnVsbA", "eyJhIjoxfQ", "A" * 5000])
-async def test_unreadable_tokens(edge: TestGateway, token: str) -> None:
-    await problem_of(await edge.http.get("/v1/kv/kv:a", headers={"Causal-Token": token}), 400, "Causal-Token")
+async def test_unreadable_tokens(steady: TestGateway, token: str) -> None:
+    await problem_of(await steady.http.get("/v1/kv/kv:a", headers={"Causal-Token": token}), 400, "Causal-Token")
 
 
 async def test_tokens_of_other_systems(edge: TestGateway) -> None:
