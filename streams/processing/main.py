@@ -37,7 +37,7 @@ async def _serve(options: WorkerOptions) -> int:
     from streams.processing.worker import Worker
 
     if options.udf:
-        raise NotFound(f"no UDF {options.udf!r} is deployed", field="--udf", fix="leave --udf out for the built-in ones")
+        raise NotFound(f"no UDF {options.udf!r} is deployed", field="--udf", fix="leave --udf out")
     if options.only_builtin:
         return await Worker(options, BuiltinCatalog()).run()
     await wait_for_broker(options.bootstrap_servers, _BROKER_WAIT_S)
