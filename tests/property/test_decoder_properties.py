@@ -327,3 +327,35 @@ def test_limits_of_nesting_and_of_empty_items() -> None:
     assert check_alone(nulls, write("long", 2**62) + b"\0") is Reason.BODY_TOO_LONG
     assert check_alone({"type": "array", "items": "long"}, b"\3\4\2\2\0") is None
     assert check_alone({"type": "array", "items": "long"}, b"\3\6\2\2\0") is Reason.BODY_INVALID
+
+
+def test_clock_and_key_limits_are_exact() -> None:
+    """A clock 1000 ms ahead passes and one of 1001 ms does not; the same for generations, purges and key lengths."""
+    value = b"\0\0\0\0\x0b\2"
+    edge, over = b"%d" % (((NOW_MS + 1000) << 16) + 0xFFFF), b"%d" % ((NOW_MS + 1001) << 16)
+    purges = [
+        b"\0\0\0\0\x0f" + write(PURGE, {"generation": int(hlc), "before_ms": 0, "last_hlc": 0, "remove": True})
+        for hlc in (edge, over)
+    ]
+    cases: list[tuple[bytes, bytes, list[tuple[str, bytes | None]], Reason | None]] = [
+        (b"score:a", value, [("hlc", edge)], None),
+        (b"score:a", value, [("hlc", over)], Reason.CLOCK_AHEAD),
+        (b"score:a", value, [("generation", edge)], None),
+        (b"score:a", value, [("generation", over)], Reason.CLOCK_AHEAD),
+        (b"score:a", purges[0], [], None),
+        (b"score:a", purges[1], [], Reason.CLOCK_AHEAD),
+        (b"score:" + b"x" * 1018, value, [], None),
+        (b"score:" + b"x" * 1019, value, [], Reason.KEY_TOO_LONG),
+        (b"score:", value, [], Reason.WRONG_KEYSPACE),
+        (b"score:a", value, [("ttl_ms", b"1000")], None),
+        (b"score:a", value, [("ttl_ms", b"999")], Reason.TTL_OUT_OF_RANGE),
+        (b"score:a", value, [("hlc", b"1"), ("hlc", over)], Reason.CLOCK_AHEAD),
+    ]
+    records = [Record(i, NOW_MS, key, value, headers) for i, (key, value, headers, _) in enumerate(cases)]
+    batches = [batch_bytes(records, None)]
+    rules = Rules("score", SCHEMAS)
+    whole = DECODER.decode(batches, 0, len(cases), config_of(rules))
+    assert {r.offset: r.reason for r in whole.rejects} == {i: c[3] for i, c in enumerate(cases) if c[3] is not None}
+    middle = DECODER.decode(batches, 2, 5, config_of(rules))
+    assert [e.offset for e in Batch.parse(middle.batch).events()] == [2, 4]
+    assert [r.offset for r in middle.rejects] == [3]
