@@ -107,7 +107,10 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def _seek_all(self, positions: dict[TP, int]) -> None:
         consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
         for tp, offset in positions.items():
+            if tp not in assigned:
+                continue  # revoked meanwhile: another assignment, and another perform_seek, follow
             consumer.seek(driver.ensure_aiokafka_TP(tp), offset)
 
 
@@ -118,6 +121,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
 
     def __init__(self, transport: RunTransport, *args: Any, **kwargs: Any) -> None:
         self.flow = Flow(transport.options.budget_bytes, transport.options.budget_runs)
+        self._lost: set[TP] = set()
         super().__init__(transport, *args, **kwargs)
 
     def _new_consumer_thread(self) -> RunConsumerThread:
@@ -147,10 +151,13 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, ConsumerMessage]]:
         """Fetched Runs, each exactly where the last one ended. Strays (of before a seek) are dropped and re-read."""
-        for tp, runs in (await self._next_runs(timeout)).items():
+        got = await self._next_runs(timeout)
+        for tp, runs in got.items():
             for run in runs:
                 if self.should_stop or not self.flow_active:
-                    return  # a rebalance began: perform_seek comes before the flow goes on
+                    # A rebalance. These may have been fetched before its perform_seek or after: read them again.
+                    self._lost.update(TP(*each) for each in got)
+                    return
                 expected = self.flow.expected(run.tp)
                 if expected is None:
                     break
@@ -164,6 +171,10 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
     async def _next_runs(self, timeout: float) -> Mapping[Any, list[Run]]:
         if not self.flow_active:
             await self.wait(self.can_resume_flow)
+        if self._lost:
+            again = {tp: at for tp in self._lost if (at := self.flow.expected(tp)) is not None}
+            self._lost.clear()
+            await self._thread.seek_all(again)
         active = set(self._get_active_partitions())
         wanted = {tp for tp in active if self.flow.has_room(TP(tp.topic, tp.partition))}
         if not wanted:
