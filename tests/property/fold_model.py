@@ -47,7 +47,7 @@ def fold(rows: dict[bytes, Row], event: Event, kind: MergeType) -> None:
         raise Rejected("unknown operation")
     if row is None:
         row = Row(kind, 0, 0, 0, ())
-    h = max(event.hlc, row.last_hlc + 1, row.deleted_hlc + 1, event.generation + 1)
+    h = max(event.hlc, event.append_ms << 16, row.last_hlc + 1, row.deleted_hlc + 1, event.generation + 1)
     if event.op == OP_DELETE:
         rows[event.key] = Row(kind, 0, h, h, ())
     else:

@@ -328,7 +328,10 @@ static int streams_purge(const streams_event *e, streams_row *r) {
 }
 
 STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
-  e->h = streams_max(streams_max(e->hlc, r->last_hlc + 1), streams_max(r->deleted_hlc + 1, e->generation + 1));
+  /* Never before its acceptance: a slow clock must not put an event into a life that had already ended. */
+  uint64_t accepted = (uint64_t)e->append_ms << 16;
+  e->h = streams_max(streams_max(e->hlc, accepted), r->last_hlc + 1);
+  e->h = streams_max(e->h, streams_max(r->deleted_hlc, e->generation) + 1);
   if (e->op == STREAMS_OP_PUT) {
     r->touched = 0;
     int rejected = streams_fold_event(e, r);
