@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from pathlib import Path
+from typing import Annotated
 
-from streams.model.errors import BadInput
+import typer
+
+from streams.model.errors import BadInput, StreamsError
 from streams.model.topology import Topology
 from streams.region import up
 from streams.region.paths import data_dir
 
 USE_CASES = ("leaderboards",)
+
+
+def demo(
+    use_case: Annotated[str, typer.Argument(help=f"One of: {', '.join(USE_CASES)}.")] = USE_CASES[0],
+    data: Annotated[Path | None, typer.Option(help="The demo's data directory; kept between runs.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop when the use case is done.")] = False,
+) -> None:
+    """Start two regions, run a use case on real data, check it, and serve until Ctrl-C."""
+    try:
+        run_demo(use_case, data, once=once, say=lambda line: print(line, flush=True))
+    except StreamsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> None:
@@ -20,7 +36,7 @@ def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> No
     """
     if use_case not in USE_CASES:
         raise BadInput(f"no demo {use_case!r}", field="USE_CASE", fix=f"choose one of {', '.join(USE_CASES)}")
-    place = data or data_dir() / "demo"
+    place = data_dir(data) if data else data_dir() / "demo"
 
     async def show(topology: Topology) -> None:
         from streams.demo import leaderboard
@@ -31,5 +47,4 @@ def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> No
         if not once:
             say(f"serving until Ctrl-C; data in {place}; try: streams top score -n 10 --data {place}")
 
-    options = up.UpOptions(place)
-    up.run(dataclasses.replace(options, when_ready=show, serve=not once), say)
+    up.run(up.UpOptions(place, when_ready=show, serve=not once), say)
