@@ -22,6 +22,8 @@ from streams.model.token import Token
 BATCH_BYTES = 4 << 20
 PAGE_ROWS = 1_000
 LEADERBOARD = "score"
+NO_VALUE = "no value"
+"""The title of the problem for a key that has none, apart from unknown keyspaces."""
 _RECONNECT_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -85,7 +87,7 @@ class AsyncClient:
         try:
             body = await self._transport.json("GET", _path("/v1/kv/", key), query)
         except NotFound as error:
-            if error.field == "key" and "has no value" in error.detail:
+            if error.title == NO_VALUE:
                 return None
             raise
         return Row(**body)

@@ -125,6 +125,7 @@ def problem(answer: aiohttp.ClientResponse, raw: bytes) -> StreamsError:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return kind(f"the gateway answered {answer.status}: {raw[:200].decode(errors='replace')!r}")
     error = kind(detail, field=field, fix=fix)
+    error.title = str(body.get("title") or error.title)
     if isinstance(error, errors.Timeout):
         error.retry_after_s = float(answer.headers.get("Retry-After", 1))
     return error

@@ -154,6 +154,8 @@ async def point_read(gateway: Gateway, call: Call, table: str, key: bytes) -> Re
 class Absent(NotFound):
     """No value: never put, deleted or expired. The answer carries the token and staleness of the read."""
 
+    title = "no value"
+
     def __init__(self, key: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         super().__init__(
             f"{key.decode()[:200]} has no value", field="key", fix="it was never put here, was deleted, or has expired"
