@@ -6,7 +6,6 @@ Environment: START (first position), BUDGET_BYTES, HOLD (a file: while it exists
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -20,8 +19,10 @@ del sys.argv[1:5]
 
 import faust  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from streams.kafka.run import TP  # noqa: E402
 from streams.kafka.transport import TransportOptions, attach, run_topic  # noqa: E402
+from tests.support.polling import eventually  # noqa: E402
 
 out = Path(OUT).open("a", buffering=1)  # noqa: SIM115
 
@@ -76,8 +77,7 @@ async def fold(runs: Any) -> None:
             size=run.size_bytes,
             held_bytes=sum(size for size, _ in held.values()),
         )
-        while held_back():  # noqa: ASYNC110 (another process decides)
-            await asyncio.sleep(0.02)
+        await eventually(lambda: not held_back(), 120.0)
 
 
 app.main()

@@ -1,4 +1,4 @@
-"""The house rules, executed: style, types, import contracts, docstrings, and the size of functions and modules."""
+"""The house rules, executed: style, docstrings and types, import contracts, the size of functions and modules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ def tracked(pattern: str) -> list[Path]:
         ("ruff", "format", "--check", "."),
         ("mypy",),
         ("lint-imports", "--no-cache"),
-        ("interrogate", "streams"),
     ],
     ids=lambda command: command[0] + ("-format" if "format" in command else ""),
 )
@@ -93,6 +92,7 @@ def test_no_fixed_sleeps_in_tests() -> None:
                 and getattr(node.func, "attr", getattr(node.func, "id", "")) == "sleep"
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
+                and node.args[0].value != 0
                 and path.name != "polling.py"
             ):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
