@@ -41,9 +41,14 @@ class ProcessId:
     def alive(self) -> bool:
         """Whether this very process still runs (a zombie does not)."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started_s) < 1.0
-            return same and bool(process.status() != psutil.STATUS_ZOMBIE)
+            return self.same_process() and bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    def same_process(self) -> bool:
+        """Whether the number still means this process, be it a zombie."""
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started_s) < 1.0)
         except psutil.NoSuchProcess:
             return False
 
@@ -97,7 +102,7 @@ def session_members(leader: ProcessId) -> list[ProcessId]:
 
     The kernel gives a number to no new process while a session of that number lives.
     """
-    if psutil.pid_exists(leader.pid):
+    if psutil.pid_exists(leader.pid) and not leader.same_process():  # its own zombie is still itself
         return []
     members = []
     for process in psutil.process_iter():
