@@ -53,6 +53,12 @@ class PurgeOptions:
     candidates_max: int = 100_000
     rescan_s: float = 3600.0
 
+    @classmethod
+    def remembering(cls, grace_s: float) -> PurgeOptions:
+        """Options that remember deletes for `grace_s` seconds, and look again often enough to keep to it."""
+        grace_ms = int(grace_s * 1000)
+        return cls(grace_ms=grace_ms, retry_ms=min(cls().retry_ms, max(500, grace_ms // 4)))
+
 
 def decide(
     merge: MergeType,

@@ -17,7 +17,7 @@ import uvloop
 from streams.definitions import Definitions
 from streams.edge.edge_store import EdgeTables
 from streams.edge.options import EdgeOptions, TableSpec
-from streams.edge.purger import Purge, Purger
+from streams.edge.purger import Purge, PurgeOptions, Purger
 from streams.edge.tail import ChangelogTail
 from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
@@ -52,6 +52,7 @@ class ServerOptions:
     port: int = 0
     tokens: Path | None = None
     limits: GatewayOptions = field(default_factory=GatewayOptions)
+    purge: PurgeOptions = field(default_factory=PurgeOptions)
 
 
 class GatewayServer:
@@ -72,7 +73,7 @@ class GatewayServer:
             decode=lambda _table, payload: self.definitions.from_avro(payload),
         )
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
-        self.purger = Purger(self.tables, self._emit_purge)
+        self.purger = Purger(self.tables, self._emit_purge, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
         self.gateway = Gateway(

@@ -41,14 +41,16 @@ def overrides() -> dict[str, object]:
 
 
 class SmallSystem:
-    """`streams up` in a process of its own; `lines` are what it has said."""
+    """`streams up` in a process of its own; `lines` are what it has said. `module` is what is run."""
+
+    module = "tests.support.small_system"
 
     def __init__(self, data: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         self.data = data
         self.output = data.with_name(f"{data.name}-{os.urandom(3).hex()}.out")
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.small_system", "--data", str(data), *arguments],
+                [sys.executable, "-m", self.module, "--data", str(data), *arguments],
                 stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **(env or {})},
                 preexec_fn=die_with_parent(),
             )  # fmt: skip

@@ -50,6 +50,11 @@ def test_a_delete_is_remembered_while_it_has_something_to_kill() -> None:
     assert found is not None and found.remove
 
 
+def test_a_short_grace_is_looked_at_often() -> None:
+    assert PurgeOptions.remembering(600) == PurgeOptions()
+    assert PurgeOptions.remembering(0) == PurgeOptions(grace_ms=0, retry_ms=500)
+
+
 async def settle(
     regions: dict[str, tuple[EdgeTables, Purger, Writer]], clock: Clock, until_ms: int, step_ms: int = 200
 ) -> int:
