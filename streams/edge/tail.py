@@ -30,7 +30,7 @@ class TailOptions:
     slice_rows: int = 2_000
     restores_at_once: int = 4
     retry_s: float = 0.5
-    changelog: ChangelogOptions = field(default_factory=lambda: ChangelogOptions(buffer_bytes=1 << 30))
+    changelog: ChangelogOptions = field(default_factory=ChangelogOptions)
 
 
 class ChangelogTail:
@@ -193,7 +193,8 @@ class ChangelogTail:
             key = (replica.origin, replica.partition)
             served = self._tables.table(replica.table).replicas.get(key)
             partition = served or self._tables.open(replica)
-            why = _unusable(partition, str(info.topic_id), start, end)
+            why = "its restore was interrupted" if partition.restoring else None
+            why = why or _unusable(partition, str(info.topic_id), start, end)
             if why is not None:
                 partition = self._tables.open_fresh(replica, why)
             elif served is not None:
@@ -215,15 +216,20 @@ class ChangelogTail:
         if end - position > self._options.bulk_records and not partition.restoring:
             partition.begin_restore()
         if position < end:
-            async for units in restore(self._bootstrap, tp, position, end, options=self._options.changelog):
+            options, eager = self._options.changelog, partition.restoring
+            async for units in restore(self._bootstrap, tp, position, end, options=options, eager=eager):
                 await self._apply(partition, units, start)
         if partition.restoring:
             await asyncio.to_thread(partition.end_restore)
 
     async def _apply(self, partition: TablePartition, units: Iterable[Unit], start: int) -> None:
-        """Units into a replica that nobody reads: in slices, the marker with the last."""
+        """Units into a replica that nobody reads: in slices, the marker with the last (a part of a unit has none)."""
         for unit in units:
             applied = partition.marker()
+            if unit.marker is None and unit.claim is None:
+                partition.apply(partition.newer(unit.rows), None, unit.next_offset)
+                await asyncio.sleep(0)
+                continue
             if unit.marker is None or (applied is not None and unit.marker.seq <= applied.seq):
                 partition.apply([], None, unit.next_offset)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ class UnitBuilder:
     def pending_rows(self) -> int:
         """Rows read whose marker has not been read."""
         return len(self._rows)
+
+    def drain(self) -> list[Row]:
+        """Those rows, given out early; only a restore may use them before their marker."""
+        rows, self._rows, self._bytes = self._rows, [], 0
+        return rows
 
     def feed(self, run: Run) -> list[Unit]:
         """The Units that this Run completes. Raises ChangelogTooLarge or CorruptLog."""
@@ -172,25 +178,32 @@ async def restore(
     *,
     options: ChangelogOptions = ChangelogOptions(),
     timeout_s: float = 30.0,
+    eager: bool = False,
 ) -> AsyncIterator[list[Unit]]:
     """Units of one partition from `from_offset` until the position has reached `to_offset`, in chunks.
 
-    Rows after the last marker are not given out (they belong to no committed unit). Timeout when nothing new comes
-    for `timeout_s` before the end is reached.
+    Rows after the last marker are not given out (they belong to no committed unit). When `eager`, rows come before
+    their marker, as Units with neither marker nor claim, so that a compacted changelog, whose only marker is its last,
+    fits memory; it then reads on past `to_offset` until the rows given out have their marker. Sound only for a store
+    that nobody reads yet. Timeout when nothing new comes for `timeout_s` before the end is reached.
     """
     consumer = RawConsumer(bootstrap_servers, options.fetch)
     builder = UnitBuilder(TP(*tp), options.buffer_bytes)
     await consumer.start()
     try:
         consumer.assign({tp: from_offset})
-        position = from_offset
-        while position < to_offset:
+        position, open_rows = from_offset, False
+        while position < to_offset or open_rows:
             runs = await consumer.get_runs(timeout_s, options.fetch.partition_bytes)
             if not runs:
                 raise Timeout(f"restore of {tp[0]}/{tp[1]} stands at {position} of {to_offset} for {timeout_s} s")
             for run in runs:
-                units = builder.feed(run)
+                units = await asyncio.to_thread(builder.feed, run)
                 position = run.next
+                open_rows = open_rows and not any(unit.marker for unit in units)
+                if eager and builder.pending_rows:
+                    open_rows = True
+                    units.append(Unit(*tp, builder.drain(), None, None, position))
                 if units:
                     yield units
     finally:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from streams.kafka.admin import Admin
-from streams.kafka.changelog_reader import ChangelogOptions, Row, UnitBuilder
-from streams.kafka.raw_fetch import FetchOptions, RawConsumer
-from streams.kafka.run import TP, Run
+from streams.kafka.changelog_reader import ChangelogOptions, Unit, restore
+from streams.kafka.raw_fetch import FetchOptions
+from streams.kafka.run import TP
 from streams.model.clock import wall_ms
-from streams.model.errors import Timeout
 from streams.state.errors import StoreCorrupt
 from streams.state.options import StoreOptions
 from streams.state.partition import TablePartition
@@ -37,18 +36,6 @@ class RestoreOptions:
     fetch: FetchOptions = field(
         default_factory=lambda: FetchOptions(client_id="streams-restore", partition_bytes=8 << 20, max_wait_ms=100)
     )
-
-
-class _EagerBuilder(UnitBuilder):
-    """Gives out rows before their marker, so that a compacted changelog (whose only marker is its last) fits memory.
-
-    Sound only for a restore: nothing is served before the end, and what is read committed has its marker before it.
-    """
-
-    def drain(self) -> list[Row]:
-        """The rows whose marker has not been read."""
-        rows, self._rows, self._bytes = self._rows, [], 0
-        return rows
 
 
 class ChangelogRestorer:
@@ -122,20 +109,12 @@ class ChangelogRestorer:
             await self._run(store.end_restore)
 
     async def _read(self, store: TablePartition, position: int, end: int) -> None:
-        builder = _EagerBuilder(self._tp, ChangelogOptions().buffer_bytes)
-        consumer = RawConsumer(self._bootstrap, self._options.fetch)
-        await consumer.start()
-        try:
-            consumer.assign({self._tp: position})
-            while position < end:
-                runs = await consumer.get_runs(self._options.stall_s, self._options.fetch.partition_bytes)
-                if not runs:
-                    raise Timeout(f"restore of {self._tp} stands at {position} of {end}")
-                for run in runs:
-                    await self._run(_Apply(store, builder, run))
-                    position = run.next
-        finally:
-            await consumer.stop()
+        options = ChangelogOptions(fetch=self._options.fetch)
+        stall_s = self._options.stall_s
+        async for units in restore(
+            self._bootstrap, self._tp, position, end, options=options, timeout_s=stall_s, eager=True
+        ):
+            await self._run(_Apply(store, units))
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._blocking, work))
@@ -143,15 +122,12 @@ class ChangelogRestorer:
 
 @dataclass(frozen=True, slots=True)
 class _Apply:
-    """Writes one run's rows and last marker into the store."""
+    """Writes units' rows and their last marker into the store, in one batch."""
 
     store: TablePartition
-    builder: _EagerBuilder
-    run: Run
+    units: list[Unit]
 
     def __call__(self) -> None:
-        units = self.builder.feed(self.run)
-        rows = {key: row for unit in units for key, row, _ in unit.rows}
-        rows.update((key, row) for key, row, _ in self.builder.drain())
-        markers = [unit.marker for unit in units if unit.marker is not None]
-        self.store.apply(list(rows.items()), markers[-1] if markers else None, self.run.next)
+        rows = {key: row for unit in self.units for key, row, _ in unit.rows}
+        markers = [unit.marker for unit in self.units if unit.marker is not None]
+        self.store.apply(list(rows.items()), markers[-1] if markers else None, self.units[-1].next_offset)
