@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class NdjsonParser:
         """The puts in `lines`."""
         for raw in lines:
             self._line += 1
+            if raw is not None and self._line == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw is None:
                 yield Bad(self._line, f"the line is over {LINE_BYTES_MAX} bytes")
             elif raw and not raw.isspace():
@@ -99,8 +102,8 @@ class NdjsonParser:
 
 
 class CsvParser:
-    """CSV with a header. Columns `key`, then `value` (JSON, or plain text), `ttl`; without `value`, the other columns
-    are the value's fields. The first line is line 1; quoted fields may span lines."""
+    """CSV with a header. Columns `key`, then `value` (JSON, or plain text), `ttl`; if there are others, all of them but
+    `key` and `ttl` are the value's fields. The first line is line 1; quoted fields may span lines."""
 
     def __init__(self) -> None:
         self._line = 0
@@ -157,8 +160,9 @@ class CsvParser:
             raise BadInput(f"{len(fields)} fields under a header of {len(columns)}", fix="quote fields with commas")
         named = dict(zip(columns, fields, strict=True))
         key, ttl = named.pop("key"), named.pop("ttl", "")
-        if "value" in named:
-            value: object = _cell(named["value"])
+        value: object
+        if named.keys() == {"value"}:
+            value = _cell(named["value"])
         else:
             value = {name: _cell(text) for name, text in named.items() if text != ""}
         return Put(self._open_line, key, value, parse_ttl_ms(ttl) if ttl else None)
@@ -170,6 +174,8 @@ def one_line(error: BadInput) -> str:
 
 
 def _header(fields: list[str]) -> list[str]:
+    if any("\r" in name for name in fields):
+        raise BadInput("the CSV's lines end in CR alone", field="body", fix="end lines with LF or CRLF")
     columns = [name.strip().removeprefix("\ufeff") for name in fields]
     if "key" not in columns or len(columns) < 2 or len(set(columns)) != len(columns):
         raise BadInput(

@@ -126,6 +126,7 @@ class Gateway:
         """Return once `token` is visible here; Timeout after `wait_s`."""
         if not token.positions:
             return
+        await self._know(token)
         try:
             await self.tables.wait_for(token, self.options.wait_s)
         except Timeout as error:
@@ -135,6 +136,20 @@ class Gateway:
                 fix="try again, or read in the region where the write was made",
                 retry_after_s=error.retry_after_s,
             ) from None
+
+    async def learn(self, call: Call, name: str) -> None:
+        """Wait, at most `wait_s`, for the keyspaces in the request's token when `name` is none of the known ones:
+        another region may have defined it a moment ago, and its definition may be later here than its client."""
+        if name not in self.tables.tables:
+            await self._know(self.token_of(call))
+
+    async def _know(self, token: Token) -> None:
+        wanted = {position.topic.removeprefix("events.") for position in token.positions}
+        deadline = time.monotonic() + self.options.wait_s
+        while not wanted <= self.tables.tables.keys():
+            if time.monotonic() >= deadline:
+                return
+            await asyncio.sleep(_STALENESS_POLL_S)
 
     async def _await_freshness(self, table: str, limit_ms: int) -> None:
         deadline = time.monotonic() + self.options.wait_s

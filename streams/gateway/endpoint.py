@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 
 from streams.gateway.auth import Authority, authorize
@@ -16,8 +17,24 @@ from streams.gateway.idempotency import IdempotencyStore, fingerprint
 from streams.gateway.metrics import Metrics
 from streams.gateway.params import IDEMPOTENCY_KEY, IntParam, Param
 from streams.gateway.problem import InternalError, MethodNotAllowed, problem
-from streams.model.errors import StreamsError, TooLarge, Unavailable
+from streams.model.errors import BadInput, StreamsError, TooLarge, Unavailable, UnsupportedMedia
 
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, line breaks included: keys hold any character."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """As it is."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it is."""
+        return value
+
+
+register_url_convertor("any", _AnyText())
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -90,7 +107,7 @@ class Endpoint:
             if isinstance(error, TooLarge):
                 await call.drain()
         except Disconnected:
-            return
+            answer = problem(BadInput("the body broke off", field="body", fix="send it whole, framed as HTTP/1.1 says"))
         except Exception:
             # The last resort: a defect must cost one request, not the process. The traceback goes to the log.
             log.exception("%s %s failed", call.method, scope.get("path"))
@@ -106,13 +123,17 @@ class Endpoint:
         operation = self._operations.get(call.method)
         if operation is None:
             allowed = ", ".join(self._operations)
-            raise MethodNotAllowed(f"{call.method} is not served here", field="method", fix=f"use {allowed}")
+            raise MethodNotAllowed(f"{call.method} is not served here", allowed)
         if operation.action != "open":
             if not self._services.started:
                 raise Unavailable("the gateway is starting", fix="wait until /readyz answers 200")
             call.principal = self._services.authority.authenticate(call.header(b"authorization"))
             if operation.action == "admin":
                 authorize(call.principal, "", "admin")
+        if operation.idempotent_by_key and (call.header(b"content-encoding") or "identity").lower() != "identity":
+            raise UnsupportedMedia(
+                "compressed bodies are not read", field="Content-Encoding", fix="send the body as it is"
+            )
         key = call.header(b"idempotency-key") if operation.idempotent_by_key else None
         if key is None:
             return await operation.handler(call), False

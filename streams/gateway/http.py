@@ -6,6 +6,8 @@ problem documents, idempotency keys, authorisation, metrics.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from streams.gateway.auth import ANYONE, Principal
 from streams.gateway.json_text import dump
-from streams.model.errors import BadInput, TooLarge
+from streams.model.errors import BadInput, NotFound, RequestTimeout, TooLarge
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -24,10 +26,14 @@ Headers = tuple[tuple[bytes, bytes], ...]
 JSON = b"application/json"
 DRAIN_BYTES_MAX = 64 << 20
 """How much of a refused body is still read and dropped, so that the client gets to read the answer."""
+DRAIN_S = 10.0
+"""How long that may take."""
+BODY_IDLE_S = 30.0
+"""How long a client may pause within a body."""
 
 
 class Disconnected(Exception):
-    """The client went away before its request was complete; there is nobody to answer."""
+    """The client went away, or broke HTTP, before its request was complete."""
 
 
 Streamer = Callable[[Receive, Send], Awaitable[None]]
@@ -74,7 +80,10 @@ class Call:
     def tail(self, slashes: int) -> bytes:
         """What follows the path's n-th slash, percent-decoded once, as bytes: keys hold any character."""
         raw: bytes = self.scope.get("raw_path") or str(self.scope["path"]).encode()
-        return unquote_to_bytes(raw.split(b"/", slashes)[slashes])
+        parts = raw.split(b"/", slashes)
+        if len(parts) <= slashes:
+            raise NotFound("a slash before the key is percent-encoded", field="path", fix="write %2F only in keys")
+        return unquote_to_bytes(parts[slashes])
 
     @property
     def query(self) -> Mapping[str, str]:
@@ -105,12 +114,10 @@ class Call:
         if self._body is not None:
             yield self._body
             return
-        self._check_length(int(self.header(b"content-length") or 0), limit_bytes)
+        self._check_length(self._declared_bytes(), limit_bytes)
         total = 0
         while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
+            message = await self._next()
             chunk = message.get("body", b"")
             total += len(chunk)
             self._check_length(total, limit_bytes)
@@ -126,14 +133,36 @@ class Call:
             self._body = parts[0] if len(parts) == 1 else b"".join(parts)
         return self._body
 
+    async def _next(self) -> Mapping[str, Any]:
+        """The next piece of the body. Disconnected; RequestTimeout when none comes within `BODY_IDLE_S`."""
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                message = await self.receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"no more of the body came within {BODY_IDLE_S:g} s", field="body", fix="send it without pauses"
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message
+
     async def drain(self) -> None:
-        """Read and drop what is left of a refused body, within bounds."""
+        """Read and drop what is left of a refused body, within bounds; nothing when the client waits or sends more."""
+        declared = self._declared_bytes()
+        if declared > DRAIN_BYTES_MAX or self.header(b"expect") is not None:
+            return
         dropped = 0
-        while dropped < DRAIN_BYTES_MAX:
-            message = await self.receive()
-            if message["type"] == "http.disconnect" or not message.get("more_body"):
-                return
-            dropped += len(message.get("body", b""))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while dropped < DRAIN_BYTES_MAX:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        return
+                    dropped += len(message.get("body", b""))
+
+    def _declared_bytes(self) -> int:
+        text = self.header(b"content-length") or "0"
+        return int(text) if text.isdecimal() else 0
 
     @staticmethod
     def _check_length(length: int, limit_bytes: int) -> None:

@@ -42,6 +42,10 @@ class MethodNotAllowed(StreamsError):
     status = 405
     title = "method not allowed"
 
+    def __init__(self, detail: str, allowed: str) -> None:
+        super().__init__(detail, field="method", fix=f"use {allowed}")
+        self.headers = ((b"allow", allowed.encode()),)
+
 
 class InternalError(StreamsError):
     """A defect of the gateway; its log has the traceback."""

@@ -14,10 +14,11 @@ from streams.model.ttl import parse_ttl_ms
 from streams.serde import AvroSchema, parse_json, parse_schema
 
 _FIELDS = {"name", "merge", "schema", "partitions", "ttl", "ttl_ms", "consistency", "mirror"}
+_MERGES = ("lww", "counter", "max", "min")
 _EXAMPLE: dict[str, object] = {
     "type": "object",
     "properties": {
-        "merge": {"enum": ["lww", "counter", "max", "min"]},
+        "merge": {"enum": list(_MERGES)},
         "schema": {"description": "Name of a known schema, or an Avro schema"},
         "partitions": {"type": "integer", "minimum": 1, "maximum": 256},
         "ttl": {"description": "Default time to live, as in ?ttl="},
@@ -111,4 +112,9 @@ def _settings(name: str, body: object) -> tuple[Keyspace, AvroSchema | None]:
         settings["schema"] = schema.name
     elif given is not None and type(given) is not str:
         raise BadInput("the schema is neither a name nor a schema", field="schema", fix="use streams.Json, for example")
-    return Keyspace.from_json(settings), schema
+    wanted = Keyspace.from_json(settings)
+    if wanted.merge.label not in _MERGES:
+        raise BadInput(
+            f"no built-in UDF folds merge type {wanted.merge.label}", field="merge", fix=f"use {', '.join(_MERGES)}"
+        )
+    return wanted, schema

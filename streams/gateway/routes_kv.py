@@ -14,7 +14,7 @@ from streams.model.token import Input, Token
 from streams.model.ttl import parse_ttl_ms
 from streams.serde import delete_value, parse_json
 
-PATH = "/v1/kv/{key:path}"
+PATH = "/v1/kv/{key:any}"
 _SLASHES = 3
 
 
@@ -71,7 +71,7 @@ class KeyValueRoutes:
 
     async def put_value(self, call: Call) -> Reply:
         """Append a put of the body."""
-        key, keyspace = self._addressed(call, "write")
+        key, keyspace = await self._addressed(call, "write")
         text = call.query.get("ttl")
         ttl_ms = None if text is None else parse_ttl_ms(text)
         body = parse_json(await call.body())
@@ -80,17 +80,19 @@ class KeyValueRoutes:
 
     async def delete_value(self, call: Call) -> Reply:
         """Append a delete."""
-        key, keyspace = self._addressed(call, "write")
+        key, keyspace = await self._addressed(call, "write")
         return await self._append(call, keyspace, key, self._delete_value, None)
 
     async def get_value(self, call: Call) -> Reply:
         """Read the merged row."""
-        key, keyspace = self._addressed(call, "read")
+        key, keyspace = await self._addressed(call, "read")
         return await point_read(self._gateway, call, keyspace.name, key)
 
-    def _addressed(self, call: Call, action: str) -> tuple[bytes, Keyspace]:
+    async def _addressed(self, call: Call, action: str) -> tuple[bytes, Keyspace]:
         key = validate_key(call.tail(_SLASHES))
-        keyspace = self._gateway.keyspace(call, keyspace_of(key), action)
+        name = keyspace_of(key)
+        await self._gateway.learn(call, name)
+        keyspace = self._gateway.keyspace(call, name, action)
         refuse_strong(call, keyspace)
         return key, keyspace
 
@@ -140,6 +142,7 @@ def event_headers(
 
 async def point_read(gateway: Gateway, call: Call, table: str, key: bytes) -> Reply:
     """The row of `key` in `table`, once the request's token and staleness are met; NotFound."""
+    await gateway.learn(call, table)
     edge = gateway.table(call, table)
     token = gateway.token_of(call)
     if token.positions or "max_staleness" in call.query:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from streams.definitions import Definitions, Incompatible, Version
 from streams.model.errors import BadInput, NotFound, StreamsError, TooLarge
@@ -69,10 +70,23 @@ def schema_routes(definitions: Definitions) -> list[Route]:
         ("GET", "/associations/resources/{namespace}/{name}", registry.nothing),
     ]
     return [
-        Route(prefix + path, _answering(endpoint), methods=[method])
+        _Route(prefix + path, _answering(endpoint), methods=[method])
         for prefix in PREFIXES
         for method, path, endpoint in table
     ]
+
+
+class _Route(Route):
+    """A route whose 405 has the registry's form too."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or say which methods there are."""
+        if scope["method"] in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        refused = _json(405, {"error_code": 405, "message": f"{scope['method']} is not served here"})
+        refused.headers["allow"] = ", ".join(sorted(self.methods or ()))
+        await refused(scope, receive, send)
 
 
 def _answering(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -52,12 +52,15 @@ class TableRoutes:
                 ordered + "around", self.rows_around_key, "A key's neighbours", (TABLE, KEY_QUERY, AROUND_N, *by)
             ),
             self._read(
-                ordered + "digest", self.digest_of_table, "A hash of all rows, equal where rows are", (TABLE, AS_OF)
+                ordered + "digest",
+                self.digest_of_table,
+                "A hash of all rows, equal if they are",
+                (TABLE, AS_OF, *_WAITS),
             ),
             self._read(
                 "/v1/tables/{table}", self.scan_table, "Rows in key order", (TABLE, PREFIX, LIMIT, CURSOR, *_WAITS)
             ),
-            self._read("/v1/tables/{table}/{key:path}", self.table_row, "One row", (TABLE, KEY_PATH, *_WAITS)),
+            self._read("/v1/tables/{table}/{key:any}", self.table_row, "One row", (TABLE, KEY_PATH, *_WAITS)),
         ]
 
     @staticmethod
@@ -86,6 +89,7 @@ class TableRoutes:
     async def scan_table(self, call: Call) -> Reply:
         """A page of rows."""
         gateway, name = self._gateway, call.part("table")
+        await gateway.learn(call, name)
         table = gateway.table(call, name)
         limit = LIMIT.read(call) or 100
         prefix = (PREFIX.text(call) or "").encode()
@@ -128,13 +132,19 @@ class TableRoutes:
 
     async def digest_of_table(self, call: Call) -> Reply:
         """The digest, and the markers it stands for."""
-        table = self._gateway.table(call, call.part("table"))
-        digest = await table.digest(AS_OF.read(call))
+        name = call.part("table")
+        await self._gateway.learn(call, name)
+        table = self._gateway.table(call, name)
+        as_of_ms = AS_OF.read(call)
+        _, headers = await self._gateway.settle(call, name)
+        digest = await table.digest(as_of_ms)
         applied = {replica: {"seq": seq, "time_ms": time_ms} for replica, (seq, time_ms) in digest.applied.items()}
-        return reply({"digest": digest.hex, "rows": digest.rows, "as_of": digest.as_of_ms, "applied": applied})
+        body = {"digest": digest.hex, "rows": digest.rows, "as_of": digest.as_of_ms, "applied": applied}
+        return reply(body, headers=headers)
 
     async def _ordered(self, call: Call) -> tuple[EdgeTable, Headers, str | None]:
         name = call.part("table")
+        await self._gateway.learn(call, name)
         table = self._gateway.table(call, name)
         TOP_N.read(call)
         by = BY.text(call)

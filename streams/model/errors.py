@@ -86,6 +86,21 @@ class Unprocessable(StreamsError):
     title = "unprocessable"
 
 
+class RequestTimeout(StreamsError):
+    """The client stopped sending in the middle of its request."""
+
+    status = 408
+    title = "request timeout"
+    retriable = True
+
+
+class UnsupportedMedia(StreamsError):
+    """The body comes in a form that is not read, such as compressed."""
+
+    status = 415
+    title = "unsupported media"
+
+
 class TooManyRequests(StreamsError):
     """A bounded queue is full; nothing was accepted."""
 
