@@ -21,7 +21,7 @@ Key = Annotated[str, typer.Argument(help="keyspace:rest, as in score:alice.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -5 is a value, not an option
 def put(
     key: Key,
     value: Annotated[str, typer.Argument(metavar="JSON", help='The value; for a counter {"add": n}.')],
@@ -120,7 +120,7 @@ def table(
     async def work(edge: AsyncClient) -> None:
         if as_json or not sys.stdout.isatty():
             async for row in edge.scan(name, prefix=prefix, limit=limit):
-                _print(_plain(row)) if as_json else print(f"{row.key}\t{_text(row.value)}")
+                _print(_plain(row)) if as_json else print(f"{_text(row.key)}\t{_text(row.value)}")
             return
         rows = [row async for row in edge.scan(name, prefix=prefix, limit=limit)]
         _show(("key", "value"), ((row.key, row.value) for row in rows), False)
@@ -151,7 +151,10 @@ def _print(row: dict[str, Any]) -> None:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """One line: text as it is, unless it would break the line; anything else as JSON."""
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _show(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]], as_json: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Bulk puts.", pretty_exceptions_enable=False)
 CHUNK_BYTES = 4 << 20
 SHOWN_REJECTS = 20
+FIELD_CHARACTERS_MAX = 16 << 20
 
 
 @app.command()
@@ -71,7 +72,10 @@ async def _send(
     receipts = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[puts]:,} puts"))
     began_s = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task(name, total=size_bytes, puts=0)
         puts = 0
         for body, lines, position in source:
@@ -128,22 +132,32 @@ def _csv_chunks(keyspace: str, file: Path) -> Iterator[Chunk]:
     def puts() -> Iterator[tuple[bytes, int, int]]:
         position = 0
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as source:
-            rows = csv.reader(source)
-            head = [name.strip() for name in next(rows, [])]
+            rows = _csv_rows(source, file)
+            head = [name.strip() for name in next(rows, (1, []))[1]]
             if "key" not in head:
                 raise BadInput(f"{file} has no column `key`", field="FILE", fix="name the columns key,value or key,…")
-            before = rows.line_num
-            for row in rows:
+            for line, row in rows:
                 position += sum(map(len, row)) + len(row)
                 if row:
-                    yield (
-                        _csv_put(dict(zip(head, row, strict=False)), len(row) == len(head), prefix),
-                        before + 1,
-                        position,
-                    )
-                before = rows.line_num
+                    whole = len(row) == len(head)
+                    yield _csv_put(dict(zip(head, row, strict=False)), whole, prefix), line, position
 
     return _chunked(puts())
+
+
+def _csv_rows(source: TextIO, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the line that each begins in. BadInput where the file stops being CSV."""
+    csv.field_size_limit(FIELD_CHARACTERS_MAX)
+    rows = csv.reader(source)
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise BadInput(f"{file.name}:{line}: not CSV: {error}", field="FILE", fix="close its quotes") from None
+        if row is None:
+            return
+        yield line, row
 
 
 def _csv_put(named: dict[str, str], whole: bool, prefix: str) -> bytes:
@@ -151,7 +165,7 @@ def _csv_put(named: dict[str, str], whole: bool, prefix: str) -> bytes:
         return b'"the row has another number of fields than the header"\n'
     key, ttl = named.pop("key"), named.pop("ttl", "")
     put: dict[str, Any] = {"key": key if key.startswith(prefix) else prefix + key}
-    if "value" in named:
+    if named.keys() == {"value"}:
         put["value"] = _cell(named["value"])
     else:
         put["value"] = {name: _cell(text) for name, text in named.items() if text != ""}
@@ -163,7 +177,7 @@ def _csv_put(named: dict[str, str], whole: bool, prefix: str) -> bytes:
 def _cell(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

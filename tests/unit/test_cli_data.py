@@ -157,3 +157,28 @@ async def test_help_names_every_command_and_imports_little() -> None:
         subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
     )
     assert found.stdout.strip() == "[]"
+
+
+async def test_negative_numbers_are_values_and_output_keeps_to_its_lines(edge: TestGateway) -> None:
+    status, _, errors = await streams("put", "best:below", "-5", "--url", edge.url)
+    assert status == 0, errors
+    await edge.http.put("/v1/kv/kv:two%0Alines", data='"a\\nb"')
+    status, out, _ = await streams("table", "kv", "--url", edge.url)
+    assert (status, out) == (0, '"kv:two\\nlines"\t"a\\nb"\n')
+
+
+async def test_load_takes_long_fields_and_columns_beside_value(edge: TestGateway, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("key,metric,value,time\ndevice:1,temp,1.5,1700000000000\n" + f"2,{'x' * 200_000},1,\n")
+    status, out, errors = await streams("load", "device", str(file), "--url", edge.url)
+    assert status == 1 and out.startswith("1 puts accepted, 1 rejected") and "in.csv:3: metric" in errors
+    file.write_text('key,value\na,1\nb,"' + "y" * (17 << 20))
+    status, _, errors = await streams("load", "kv", str(file), "--url", edge.url)
+    assert status == 1 and errors.startswith("error: FILE: in.csv:3: not CSV") and errors.count("\n") == 1
+
+
+async def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    status, _, errors = await streams("up", "--data", str(file))
+    assert status == 1 and errors.startswith(f"error: {file}") and errors.count("\n") == 1
