@@ -236,12 +236,12 @@ class PartitionTask:
         """Fold and commit until closed; raises what ended the ownership."""
         while not self._closing:
             self._wake.clear()
-            self._check_commit()
             if self._refetch:
                 self._refetch = False
                 await self._seek_back("nothing was fetched")
             if self._inbox and self._policy.may_fold:
                 await self._fold_next()
+            self._check_commit()  # nothing awaits from here to the take: what the policy knows, the fold must know
             decision = self._policy.decide(self._ports.now_s())
             if decision.action is not Action.WAIT:
                 await self._begin_commit(decision.action)

@@ -166,6 +166,7 @@ class FakeFold:
     def __init__(self) -> None:
         self.cache: dict[bytes, int] = {}
         self.changed: set[bytes] = set()
+        self.outstanding = False
 
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         batch = decoded.batch
@@ -179,11 +180,14 @@ class FakeFold:
         return []
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
+        assert not self.outstanding, "taken again before the last take was committed"
+        self.outstanding = True
         rows = [(key, bytes(32) + str(self.cache[key]).encode()) for key in sorted(self.changed)]
         self.changed.clear()
         return rows, []
 
     def committed(self) -> None:
+        self.outstanding = False
         if not self.changed:
             self.cache.clear()
 

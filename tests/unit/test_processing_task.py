@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +16,7 @@ from streams.model.marker import CLAIM_KEY, InputPosition, Marker
 from streams.processing.commit import CommitOptions
 from streams.processing.partition_runner import PartitionRunner, RunnerOptions
 from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
-from streams.processing.ports import TaskPorts
+from streams.processing.ports import Decoded, LoadRows, Rejected, TaskPorts
 from tests.support.polling import eventually
 from tests.support.processing_fakes import (
     BAD,
@@ -51,14 +53,17 @@ class World:
         self.decoder = FakeDecoder(self.broker)
         self.schemas = FakeSchemas(self.decoder, schema_arrives)
 
-    def task(self, local: FakeStore | None = None) -> PartitionTask:
+    def task(
+        self, local: FakeStore | None = None, *, fold: FakeFold | None = None, blocking: Executor | None = None
+    ) -> PartitionTask:
         ports = TaskPorts(
             FakeWriter(self.broker, self.trouble),
             FakeChangelog(self.broker, local or self.local),
             self.input,
             self.decoder,
-            FakeFold(),
+            fold or FakeFold(),
             self.schemas,
+            blocking=blocking,
         )
         return PartitionTask(IDENTITY, ports, QUICK)
 
@@ -288,6 +293,36 @@ async def test_close_commits_what_is_folded() -> None:
     assert task is not None
     await until(lambda: task.position == 10)
     await runner.close(5.0)
+    assert changelog_state(world.broker) == {"a": 10}
+
+
+class HeldFold(FakeFold):
+    """Folds its second batch only when `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches, self.release = 0, threading.Event()
+
+    def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
+        self.batches += 1
+        assert self.batches == 1 or self.release.wait(10)
+        return super().fold(decoded, load_rows)
+
+
+async def test_a_commit_that_ends_while_a_run_is_folded_is_known_before_the_next_take() -> None:
+    world, fold = World(), HeldFold()
+    world.broker.events = [("a", 1)] * 10
+    with ThreadPoolExecutor(4) as pool:
+        task = world.task(fold=fold, blocking=pool)
+        running = await serve(world, task)
+        task.offer(world.broker.run(0, 5), ignore)
+        task.offer(world.broker.run(5, 10), ignore)
+        await until(lambda: fold.batches == 2 and not task.policy.in_flight and task.committed_position == 5)
+        fold.release.set()
+        await until(lambda: running.done() or task.committed_position == 10)
+        task.request_close()
+        await running
+        await task.release()
     assert changelog_state(world.broker) == {"a": 10}
 
 
