@@ -106,7 +106,7 @@ class Definitions:
                 self._take(await self._log.read(1.0))
             self._tail = asyncio.create_task(self._follow(), name="definitions")
             if self._at_home and _missing(self._view):
-                await self._write(_missing)
+                await self._write(_missing, self._options.start_s)
             left_s = self._options.start_s - (time.monotonic() - started)
             await self._until(lambda: not _missing(self._view), left_s, "the built-in definitions are not here yet")
         except BaseException:
@@ -256,9 +256,11 @@ class Definitions:
 
     # ---- inside
 
-    async def _write(self, plan: Plan) -> None:
-        """Claim, read to the end, decide, append; again when another writer came between. Timeout after `write_s`."""
-        deadline = time.monotonic() + self._options.write_s
+    async def _write(self, plan: Plan, timeout_s: float | None = None) -> None:
+        """Claim, read to the end, decide, append; again when another writer came between. Timeout after `timeout_s`
+        (None: `write_s`)."""
+        timeout_s = self._options.write_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         pause_s = 0.01
         async with self._writing:
             while True:
@@ -273,7 +275,7 @@ class Definitions:
                     reason = error
                 if time.monotonic() + pause_s > deadline:
                     raise Timeout(
-                        f"the definition could not be written within {self._options.write_s:g} s: {reason}",
+                        f"the definition could not be written within {timeout_s:g} s: {reason}",
                         fix="look whether it is there, then try again",
                     )
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
