@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -318,6 +319,8 @@ async def test_a_commit_that_ends_while_a_run_is_folded_is_known_before_the_next
         task.offer(world.broker.run(0, 5), ignore)
         task.offer(world.broker.run(5, 10), ignore)
         await until(lambda: fold.batches == 2 and not task.policy.in_flight and task.committed_position == 5)
+        due_s = time.monotonic() + 10 * task.policy.last_duration_s
+        await until(lambda: time.monotonic() > due_s)  # so that the next commit is due as soon as this is folded
         fold.release.set()
         await until(lambda: running.done() or task.committed_position == 10)
         task.request_close()
