@@ -23,7 +23,8 @@ def lines_of(keyspace: str | None, table: Any) -> Iterator[bytes]:
         key, ttl = row.get("key"), row.get("ttl")
         if keyspace is not None and isinstance(key, str) and not key.startswith(f"{keyspace}:"):
             key = f"{keyspace}:{key}"
-        value = row["value"] if "value" in row else {k: v for k, v in row.items() if k not in ("key", "ttl")}
+        fields = {k: v for k, v in row.items() if k not in ("key", "ttl")}
+        value = fields["value"] if fields.keys() == {"value"} else fields
         put = {"key": key, "value": value} if ttl is None else {"key": key, "value": value, "ttl": ttl}
         yield dump(put, repr(key)) + b"\n"
 

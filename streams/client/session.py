@@ -16,7 +16,7 @@ import orjson
 from streams.client.columns import dump, lines_of
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
-from streams.model.errors import NotFound, Timeout, Unavailable
+from streams.model.errors import BadInput, NotFound, Timeout, Unavailable
 from streams.model.token import Token
 
 BATCH_BYTES = 4 << 20
@@ -225,6 +225,8 @@ class AsyncClient:
 
 
 def _path(base: str, name: str) -> str:
+    if not isinstance(name, str):
+        raise BadInput(f"{str(name)[:40]!r} is no text", field="key", fix="use keyspace:rest, as in score:alice")
     return base + quote(name, safe="")
 
 

@@ -31,10 +31,12 @@ class Transport:
         self._url = url
         self._bearer = bearer
         self._http: aiohttp.ClientSession | None = None
+        self._closed = False
         self.token = Token()
 
     def open(self) -> None:
         """Get ready; connects with the first request."""
+        self._closed = False
         if self._http is None:
             headers = {"Authorization": f"Bearer {self._bearer}"} if self._bearer else {}
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=TIMEOUT_S)
@@ -44,7 +46,8 @@ class Transport:
             )
 
     async def close(self) -> None:
-        """Close the connections; idempotent."""
+        """Close the connections; idempotent. What is asked after it is refused, until it is opened again."""
+        self._closed = True
         http, self._http = self._http, None
         if http is not None:
             await http.close()
@@ -102,6 +105,8 @@ class Transport:
 
     @property
     def _session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise Unavailable("this client is closed", fix="use it within its `async with`")
         if self._http is None:
             self.open()
         assert self._http is not None

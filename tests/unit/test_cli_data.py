@@ -84,6 +84,18 @@ async def test_put_many_takes_tables_of_many_shapes(edge: TestGateway) -> None:
             await client.put_many("score", {"key": ["a"], "add": []})
         receipt = await client.put_batch([{"key": "kv:a", "value": 1}, {"key": "bad", "value": 1}])
         assert (receipt.accepted, receipt.rejected[0].line) == (1, 2)
+        readings = {"key": ["1"], "metric": ["t"], "value": [1.5], "time": [1_700_000_000_000]}
+        assert (await client.put_many("device", readings)).accepted == 1, "a column named value may be one of several"
+        row = await client.get("device:1")
+        assert row is not None and row.value == {"metric": "t", "value": 1.5, "time": 1_700_000_000_000}
+
+
+async def test_a_client_says_what_it_is_misused_for(edge: TestGateway) -> None:
+    async with connect(edge.url) as client:
+        with pytest.raises(BadInput, match="is no text"):
+            await client.put(5, 1)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="closed"):
+        await client.get("kv:a")
 
 
 async def test_the_synchronous_twin(edge: TestGateway) -> None:
