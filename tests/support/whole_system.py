@@ -262,26 +262,24 @@ async def converged(system: WholeSystem, truth: Mapping[str, int], prefix: str, 
     return time.monotonic() - started_s
 
 
-async def read_log(
-    bootstrap_servers: str, topic: str, *, committed: bool = True, start: Mapping[int, int] | None = None
-) -> list[ConsumerRecord[bytes, bytes]]:
-    """Every record of a topic (from `start`, by partition) up to its present end, partition by partition."""
+async def read_log(bootstrap_servers: str, topic: str, *, committed: bool = True) -> list[ConsumerRecord[bytes, bytes]]:
+    """Every record of a topic up to its present end, partition by partition."""
     found = []
     isolation = "read_committed" if committed else "read_uncommitted"
     async with Admin(bootstrap_servers) as admin:
-        count = await admin.partition_count(topic)
+        tps = [TopicPartition(topic, number) for number in range((await admin.topics([topic]))[topic].partitions)]
     async with AIOKafkaConsumer(
-        bootstrap_servers=bootstrap_servers, isolation_level=isolation, enable_auto_commit=False
+        bootstrap_servers=bootstrap_servers,
+        isolation_level=isolation,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
     ) as consumer:
-        for tp in (TopicPartition(topic, number) for number in range(count)):
-            consumer.assign([tp])
-            end = (await consumer.end_offsets([tp]))[tp]
-            await consumer.seek_to_beginning(tp)
-            if start and tp.partition in start:
-                consumer.seek(tp, start[tp.partition])
-            while await consumer.position(tp) < end:
-                for records in (await consumer.getmany(timeout_ms=500)).values():
-                    found += [record for record in records if record.offset < end]
+        consumer.assign(tps)
+        ends = await consumer.end_offsets(tps)
+        while any([await consumer.position(tp) < end for tp, end in ends.items()]):
+            for tp, records in (await consumer.getmany(timeout_ms=500)).items():
+                found += [record for record in records if record.offset < ends[tp]]
+    found.sort(key=lambda record: (record.partition, record.offset))
     return found
 
 
