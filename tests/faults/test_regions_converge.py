@@ -14,7 +14,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -99,8 +99,8 @@ async def test_a_cut_mirror_heals_to_equal_tables(system: WholeSystem, seeded: r
     )
     async with system.sessions() as sessions:
         for edge in sessions:
-            assert {row.key: row.value async for row in edge.scan("best", prefix=f"best:{name}-")} == best
-            assert {row.key: row.value async for row in edge.scan("kv", prefix=f"kv:{name}-")} == kv
+            await eventually(lambda at=edge: has_rows(at, "best", f"best:{name}-", best), 30, every_s=0.1)
+            await eventually(lambda at=edge: has_rows(at, "kv", f"kv:{name}-", kv), 30, every_s=0.1)
     await equal_digests(system, ("best", "kv"))
 
 
@@ -120,6 +120,12 @@ async def puts_of_other_types(
         receipt = await seeded.choice(sessions).put(key, f"write {number}")
         kv[key] = f"write {number}"
         await eventually(lambda at=receipt.timestamp: time.time_ns() // 1_000_000 > at + 1, 1, every_s=0.001)
+
+
+async def has_rows(edge: AsyncClient, table: str, prefix: str, rows: Mapping[str, object]) -> bool:
+    """Whether this gateway has exactly these rows."""
+    assert {row.key: row.value async for row in edge.scan(table, prefix=prefix)} == rows
+    return True
 
 
 async def counters_differ(system: WholeSystem, prefix: str) -> bool:
@@ -155,17 +161,17 @@ async def test_replayed_changelogs_change_nothing(system: WholeSystem, seeded: r
             await lasts(1.0)
             with system.unsupervised():
                 pid = system.kill("mirror")
-                before = await read_log(system.kafka(FAR), mirrored)
+                before = sum(record.key == MARKER_KEY for record in await read_log(system.kafka(FAR), mirrored))
                 rewound = await rewind_mirror(system, "table.score")
             await system.back("mirror", pid)
-            await eventually(lambda: replayed(system, mirrored, len(before)), 60, every_s=0.5)
+            await eventually(lambda: replayed(system, mirrored), 60, every_s=0.5)
             await lasts(1.0)
         await converged(system, ledger.acked, "score:replay-")
-        repeated = await replayed(system, mirrored, len(before))
-        assert repeated > len(before) / 2, (repeated, len(before), rewound)
+        repeated = await replayed(system, mirrored)
+        assert repeated >= before / 2, (repeated, before, rewound)
         await restart_gateway_empty(system, FAR)
         await converged(system, ledger.acked, "score:replay-")
-    print(f"{ledger.puts} puts; positions {rewound} set back to the start; {repeated} units came twice")
+    print(f"{ledger.puts} puts; positions {rewound} set back to the start; {repeated} of {before} units came twice")
 
 
 async def rewind_mirror(system: WholeSystem, topic: str) -> dict[int, int]:
@@ -186,7 +192,7 @@ async def rewind_mirror(system: WholeSystem, topic: str) -> dict[int, int]:
     return {json.loads(key)[1]["partition"]: json.loads(value)["offset"] for key, (_, value) in latest.items()}
 
 
-async def replayed(system: WholeSystem, topic: str, records_before: int) -> int:
+async def replayed(system: WholeSystem, topic: str) -> int:
     """How many markers of a mirrored changelog are not newer than one before them in their partition."""
     highest: dict[int, int] = {}
     repeated = 0
