@@ -18,6 +18,7 @@ import pytest
 from streams.kafka.admin import Admin, TopicSpec
 from streams.kafka.producer import EventProducer
 from streams.region.kafka_server import KafkaServer
+from streams.region.processes import die_with_parent
 from tests.support.polling import eventually
 
 pytestmark = pytest.mark.kafka
@@ -43,6 +44,7 @@ class Workers:
                 [*command, "worker", "--without-web", "-l", "info"],
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 stdout=log,
+                preexec_fn=die_with_parent(),
                 stderr=log,
                 cwd=self.out.parent,
             )

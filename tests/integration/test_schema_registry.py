@@ -28,7 +28,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from streams.kafka.admin import Admin, TopicSpec
 from streams.model.keyspace import BUILTIN
 from streams.region.kafka_server import KafkaServer
-from streams.region.processes import free_ports
+from streams.region.processes import die_with_parent, free_ports
 from streams.serde import SchemaSet, delete_value, from_avro, load_builtin, to_avro
 from tests.support.polling import eventually_sync
 
@@ -69,7 +69,7 @@ def registry(kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory) -> It
     command = [sys.executable, "-m", "tests.support.schema_server", kafka.bootstrap_servers, topic, str(port)]
     log = tmp_path_factory.mktemp("registry") / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, preexec_fn=die_with_parent())
     try:
 
         def up() -> bool:

@@ -17,6 +17,7 @@ from streams.model.keyspace import BUILTIN
 from streams.model.marker import Marker
 from streams.model.row import Row, counter_sums, decode_row
 from streams.processing.topics import ensure_keyspace_topics, keyspace_topics
+from streams.region.processes import die_with_parent
 from streams.serde import encode, load_builtin
 from streams.state.partition import TablePartition
 
@@ -51,6 +52,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent(),
                 stdout=output,
                 stderr=output,
                 cwd=REPOSITORY,
