@@ -168,8 +168,10 @@ class PartitionTask:
         ports, began_s = self._ports, self._ports.now_s()
         await ports.writer.start()
         claim = Claim(self.identity.owner, ports.wall_ms())
-        await ports.writer.commit([(CLAIM_KEY, claim.encode(), ())], [])
-        self._store = await ports.changelog.restore()
+        # Up to the claim itself, not to the committed end as told now: that one stands still at anybody's open
+        # transaction while the predecessor's commits come after it, and a state without them would repeat their seqs.
+        end = await ports.writer.commit([(CLAIM_KEY, claim.encode(), ())], [])
+        self._store = await ports.changelog.restore(end)
         marker = await self._blocking(self._store.marker)
         self.stats.restore_s = ports.now_s() - began_s
         self.position = self.committed_position = await self._start_position(marker)

@@ -166,8 +166,8 @@ class StorePort(Protocol):
 class ChangelogPort(Protocol):
     """Opens the partition's store and brings it to the changelog's end."""
 
-    async def restore(self) -> StorePort:
-        """The store, equal to the changelog up to the end offset read when called."""
+    async def restore(self, end: int) -> StorePort:
+        """The store, equal to the changelog up to `end`: the offset after the new owner's claim."""
         ...
 
 

@@ -47,12 +47,14 @@ class ChangelogRestorer:
         self._bootstrap, self._admin, self._tp, self._path = bootstrap_servers, admin, tp, path
         self._options, self._blocking = options, blocking
 
-    async def restore(self) -> TablePartition:
-        """The store, equal to the changelog up to its end as of this call.
+    async def restore(self, end: int | None = None) -> TablePartition:
+        """The store, equal to the changelog up to `end` (None: its committed end as of this call).
 
-        Timeout when the changelog does not answer, StoreLocked when another process has the directory.
+        Timeout when the changelog does not get there, as while a stranger's transaction is open before `end`;
+        StoreLocked when another process has the directory.
         """
-        end = (await self._admin.end_offsets([self._tp]))[self._tp]
+        if end is None:
+            end = (await self._admin.end_offsets([self._tp]))[self._tp]
         start = (await self._admin.start_offsets([self._tp]))[self._tp]
         topic_id = str((await self._admin.topic_ids([self._tp.topic]))[self._tp.topic])
         store = await self._run(lambda: self._open(topic_id, start, end))

@@ -224,7 +224,11 @@ async def test_an_aborted_transaction_is_never_seen(system: WholeSystem, seeded:
     ghost = f"score:ghost-{seeded.randrange(10**6)}"
     number = partition_for(ghost.encode(), 2)
     async with system.sessions() as (home, far):
-        await home.put(ghost.replace("ghost", "beside"), {"add": 1})
+        beside = ghost.replace("ghost", "beside")
+        await home.put(beside, {"add": 1})
+        far.observe(home.token)
+        for edge in (home, far):  # an open transaction holds up what is committed after it began
+            await eventually(lambda at=edge: sees(at, beside, 1), 30)
         row = Row(MergeType.COUNTER, 1, 0, pack(time.time_ns() // 1_000_000), (ghost_cell(),))
         input_at = {f"events.score/{number}": InputPosition(10**6, "none")}
         marker = Marker("commit", 10**9, time.time_ns() // 1_000_000 + 10**6, input_at)
@@ -234,8 +238,10 @@ async def test_an_aborted_transaction_is_never_seen(system: WholeSystem, seeded:
             await producer.begin_transaction()
             sent = await producer.send_and_wait("table.score", encode_row(row), ghost.encode(), partition=number)
             await producer.send_and_wait("table.score", marker.encode(), MARKER_KEY, partition=number)
-            assert await home.get(ghost) is None and await far.get(ghost) is None, "seen while open"
-            await producer.abort_transaction()
+            try:
+                assert await home.get(ghost) is None and await far.get(ghost) is None, "seen while open"
+            finally:
+                await producer.abort_transaction()
         receipts = [await home.put(f"score:after-{each}-{ghost[6:]}", {"add": each}) for each in range(1, 6)]
         far.observe(receipts[-1].token.merge(home.token))
         for edge in (home, far):

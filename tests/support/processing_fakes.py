@@ -111,12 +111,16 @@ class FakeChangelog:
 
     def __init__(self, broker: FakeBroker, local: FakeStore) -> None:
         self.broker, self.local = broker, local
+        self.restored_to = -1
 
-    async def restore(self) -> FakeStore:
+    async def restore(self, end: int) -> FakeStore:
         self.local.closed = False
+        self.restored_to = end
         at = 0
         for unit in self.broker.units:
             at += len(unit) + 1
+            if at > end:
+                break
             rows = [(key, value) for key, value, _ in unit if key not in (MARKER_KEY, CLAIM_KEY)]
             markers = [value for key, value, _ in unit if key == MARKER_KEY]
             if at > self.local.offset and markers and markers[0] is not None:
