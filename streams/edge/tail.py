@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streams.edge.edge_store import EdgeTables, ReplicaId
 from streams.kafka.admin import Admin, TopicInfo
@@ -22,7 +22,7 @@ _TOPIC_ID = "topic_id"
 class TailOptions:
     """`discovery_s`: how often new tables, new mirrored topics and recreated ones are looked for. `bulk_records`: a
     replica that is further behind is restored without a write-ahead log. `slice_rows`: rows written at a time while
-    others are served. `retry_s`: pause after a failure."""
+    others are served. `retry_s`: pause after a failure. `pace_s`: the least time between two fetches when following."""
 
     discovery_s: float = 1.0
     poll_s: float = 0.2
@@ -30,7 +30,13 @@ class TailOptions:
     slice_rows: int = 2_000
     restores_at_once: int = 4
     retry_s: float = 0.5
+    pace_s: float = 0.02
     changelog: ChangelogOptions = field(default_factory=ChangelogOptions)
+
+    @property
+    def following(self) -> ChangelogOptions:
+        """How the changelogs are read once they are restored."""
+        return replace(self.changelog, fetch=replace(self.changelog.fetch, pace_s=self.pace_s))
 
 
 class ChangelogTail:
@@ -90,7 +96,7 @@ class ChangelogTail:
 
     async def _run(self) -> None:
         while True:
-            reader = ChangelogReader(self._bootstrap, self._options.changelog)
+            reader = ChangelogReader(self._bootstrap, self._options.following)
             try:
                 await self._admin.start()
                 if self._refused:

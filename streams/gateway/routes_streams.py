@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from urllib.parse import quote, urlencode
 
-import aiohttp
-
 from streams.edge.edge_table import EdgeTable
 from streams.edge.watch import Position, WatchGap
 from streams.gateway.context import Gateway
@@ -137,6 +135,8 @@ async def _elsewhere(url: str, call: Call) -> AsyncIterator[bytes]:
     headers = {}
     if (authorization := call.header(b"authorization")) is not None:
         headers["Authorization"] = authorization
+    import aiohttp  # here: it takes a third of a second to load, at each start, and few gateways ever proxy
+
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
     try:
         async with (

@@ -5,14 +5,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.produce import ProduceRequest
 
 from streams.kafka.errors import mapped
+from streams.kafka.run import TP
 from streams.model.errors import Timeout, Unavailable
+
+_APPENDS = 1
+"""The channel of shared appends."""
+_SHARED_REQUEST_BYTES = 4 << 20
+"""Appends above this do not share a request, which would make small ones wait for large ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    tp: TP
+    data: bytes
+    timeout_ms: int
+    answer: asyncio.Future[tuple[int, int]]
+
+
+def _for_all(error: BaseException) -> BaseException:
+    return error if isinstance(error, Exception) else Unavailable("the connection was closed")
 
 
 class Deadline:
@@ -46,6 +66,8 @@ class Link:
         self.bootstrap_servers = bootstrap_servers
         self._client_id, self._request_timeout_s = client_id, request_timeout_s
         self._client: Any = None
+        self._appends: dict[int, list[_Append]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect. Raises Unavailable when no broker answers. Idempotent."""
@@ -75,6 +97,55 @@ class Link:
     async def send(self, node: int, request: Any, channel: int = 0) -> Any:
         """One request to one broker, no retry; raises aiokafka's KafkaError."""
         return await self._started().send(node, request, group=channel)
+
+    async def produce(self, node: int, tp: TP, data: bytes, timeout_ms: int) -> tuple[int, int]:
+        """Append a batch outside of transactions; the broker's error code and the base offset. No retry.
+
+        What is asked for in one turn of the event loop goes to a broker in one request (the heartbeats of all of a
+        worker's partitions are one request). Raises aiokafka's KafkaError.
+        """
+        append = _Append(tp, data, timeout_ms, asyncio.get_running_loop().create_future())
+        waiting = self._appends.setdefault(node, [])
+        waiting.append(append)
+        if len(waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._flush, node)
+        return await append.answer
+
+    def _flush(self, node: int) -> None:
+        todo = self._appends.pop(node)
+        while todo:
+            now: list[_Append] = []
+            later: list[_Append] = []
+            seen: set[TP] = set()
+            size = 0
+            for append in todo:
+                fits = append.tp not in seen and (not now or size + len(append.data) <= _SHARED_REQUEST_BYTES)
+                (now if fits else later).append(append)
+                if fits:
+                    seen.add(append.tp)
+                    size += len(append.data)
+            sending = asyncio.ensure_future(self._append_all(node, now))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+            todo = later
+
+    async def _append_all(self, node: int, appends: list[_Append]) -> None:
+        topics: dict[str, list[tuple[int, bytes]]] = {}
+        for append in appends:
+            topics.setdefault(append.tp.topic, []).append((append.tp.partition, append.data))
+        timeout_ms = max(append.timeout_ms for append in appends)
+        try:
+            answer = await self.send(node, ProduceRequest(None, -1, timeout_ms, list(topics.items())), _APPENDS)
+            found = {TP(topic, part[0]): (part[1], part[2]) for topic, parts in answer.topics for part in parts}
+            for append in appends:
+                if not append.answer.done():
+                    append.answer.set_result(found[append.tp])
+        except BaseException as error:
+            for append in appends:
+                if not append.answer.done():
+                    append.answer.set_exception(_for_all(error))
+            if not isinstance(error, Exception):
+                raise
 
     async def any_node(self, request: Any) -> Any:
         """One request to any broker, no retry; raises Unavailable or Timeout."""

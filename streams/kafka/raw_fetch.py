@@ -8,6 +8,7 @@ tests/unit/test_kafka_raw_fetch.py pins the shape this relies on: an upgrade of 
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import time
 from collections.abc import Mapping
@@ -110,8 +111,24 @@ class _Positioned:
 class RawFetcher(_fetcher.Fetcher):  # type: ignore[misc, name-defined]
     """aiokafka's Fetcher giving Runs. It fetches no partition before a `seek`: group offsets are never consulted."""
 
+    pace_s = 0.0
+
     def _get_actions_per_node(self, assignment: Any) -> Any:
         return super()._get_actions_per_node(_Positioned(assignment))
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
+        """One fetch, not sooner than `pace_s` after the broker's last answer.
+
+        After a pause the fetch already waits at the broker, so an event that comes alone is not held up; events in
+        close succession share fetches, folds and commits instead of each paying for its own.
+        """
+        answered_s = self.__dict__.setdefault("_answered_s", {})
+        wait_s = answered_s.get(node_id, 0.0) + self.pace_s - time.monotonic()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        found = await super()._proc_fetch_request(assignment, node_id, request)
+        answered_s[node_id] = time.monotonic()
+        return bool(found)
 
 
 _fetcher.MemoryRecords = _RawRecords  # type: ignore[attr-defined]
@@ -120,13 +137,24 @@ _fetcher.FetchResult = _RawResult  # type: ignore[attr-defined]
 _consumer = _private_copy("aiokafka.consumer.consumer")
 _consumer.Fetcher = RawFetcher  # type: ignore[attr-defined]
 
-#: aiokafka's AIOKafkaConsumer (same constructor) with `RawFetcher` inside; `_fetcher.fetched_records` gives Runs.
-RawKafkaConsumer: Any = _consumer.AIOKafkaConsumer
+
+class RawKafkaConsumer(_consumer.AIOKafkaConsumer):  # type: ignore[misc, name-defined]
+    """aiokafka's AIOKafkaConsumer (same arguments, and `pace_s`) with `RawFetcher`: `fetched_records` gives Runs."""
+
+    def __init__(self, *topics: str, pace_s: float = 0.0, **settings: Any) -> None:
+        super().__init__(*topics, **settings)
+        self._pace_s = pace_s
+
+    async def start(self) -> None:
+        """Connect and begin to fetch."""
+        await super().start()
+        self._fetcher.pace_s = self._pace_s
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How a reader fetches. Sizes in bytes; `max_wait_ms` bounds an idle fetch (data is answered at once)."""
+    """How a reader fetches. Sizes in bytes. `max_wait_ms` bounds an idle fetch (data is answered at once). `pace_s`:
+    the least time between a broker's answer and the next fetch from it."""
 
     read_committed: bool = True
     max_wait_ms: int = 250
@@ -135,6 +163,7 @@ class FetchOptions:
     check_crcs: bool = True
     request_timeout_s: float = 30.0
     client_id: str = "streams-reader"
+    pace_s: float = 0.0
 
     def consumer_settings(self) -> dict[str, Any]:
         """The same as arguments of aiokafka's consumer."""
@@ -149,6 +178,7 @@ class FetchOptions:
             "request_timeout_ms": int(self.request_timeout_s * 1000),
             "auto_offset_reset": "none",
             "enable_auto_commit": False,
+            "pace_s": self.pace_s,
         }
 
 

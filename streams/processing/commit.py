@@ -1,11 +1,12 @@
 """When to commit, and what a commit holds. Pure: time comes in as an argument, nothing is read or written.
 
-A small transaction costs about 9 ms whatever is in it, so commits are spaced by what the last one cost: an event that
-comes alone is committed at once, a flood is coalesced into few large units.
+A commit costs milliseconds whatever is in it, so commits are spaced by what the last one cost: an event that comes
+alone is committed at once, a flood is coalesced into few large units.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,13 +25,15 @@ SEQ_HEADER = "seq"
 class CommitOptions:
     """How commits are spaced.
 
-    `caught_up_factor`, `behind_factor`: how many times the last commit's duration passes between its end and the next
-    one's start, when the log's end has been reached and when it has not. `behind_linger_s`: the least age of an
-    uncommitted event before a commit while behind. `age_s`: an uncommitted event never waits longer. `soft_bytes` of
-    uncommitted input are committed at once; at `hard_bytes` folding pauses. `heartbeat_s`: a marker of its own after
-    that much silence.
+    `spacing_s`: the least time from one commit's start to the next one's. `caught_up_factor`, `behind_factor`: how many
+    times the last commit's duration passes between its end and the next one's start, when the log's end has been
+    reached and when it has not. `behind_linger_s`: the least age of an uncommitted event before a commit while behind.
+    `age_s`: an uncommitted event never waits longer. `soft_bytes` of uncommitted input are committed at once; at
+    `hard_bytes` folding pauses. `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
+    partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
 
+    spacing_s: float = 0.02
     caught_up_factor: float = 1.0
     behind_factor: float = 4.0
     behind_linger_s: float = 0.1
@@ -114,7 +117,8 @@ class CommitPolicy:
         if self.in_flight:
             return Decision(Action.WAIT)
         if self._oldest_s is None:
-            return self._at(self._ended_s + self.options.heartbeat_s, now_s, Action.HEARTBEAT)
+            period_s = self.options.heartbeat_s
+            return self._at((math.floor(self._ended_s / period_s) + 1) * period_s, now_s, Action.HEARTBEAT)
         if self._open_bytes >= self.options.soft_bytes:
             return Decision(Action.COMMIT)
         return self._at(self._due_s(self._oldest_s), now_s, Action.COMMIT)
@@ -126,6 +130,7 @@ class CommitPolicy:
         else:
             due = self._ended_s + options.behind_factor * self.last_duration_s
             due = max(due, oldest_s + options.behind_linger_s)
+        due = max(due, self._started_s + options.spacing_s)
         return min(due, oldest_s + options.age_s)
 
     @staticmethod

@@ -364,9 +364,11 @@ class PartitionTask:
 
     async def _begin_commit(self, action: Action) -> None:
         """Take what changed and commit it in the background, so that folding goes on."""
-        unit = await self._blocking(lambda: self._take_unit(action))
         if action is Action.HEARTBEAT:
+            unit = self._take_unit(action)  # takes nothing: no thread is needed, and all partitions' go out together
             self.stats.heartbeats += 1
+        else:
+            unit = await self._blocking(lambda: self._take_unit(action))
         self._policy.started(self._ports.now_s())
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())

@@ -106,7 +106,7 @@ def _connector(source: Region, topics: str) -> dict[str, str]:
         "emit.offset-syncs.enabled": "false",
         "heartbeats.topic.replication.factor": "1",
         "consumer.isolation.level": "read_committed",
-        "consumer.fetch.max.wait.ms": "10",
+        "consumer.fetch.max.wait.ms": "500",
         "consumer.max.poll.records": "20000",
         "consumer.max.partition.fetch.bytes": str(4 * 1024 * 1024),
         "consumer.fetch.max.bytes": str(16 * 1024 * 1024),

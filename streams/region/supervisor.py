@@ -46,8 +46,9 @@ class ProcessSpec:
     """One process to keep running.
 
     `command` is called (in a thread) before every start, so it may write configuration or choose ports; `is_ready` is
-    polled in a thread and must return soon. `phase`: lower ones start first and stop last. A line of the log holding
-    one of `fatal_lines` means that the process is useless though alive, and is restarted.
+    polled in a thread and must return soon. `phase`: lower ones are ready first and stop last. `early`: it waits by
+    itself for what it needs, so it is started with the first phase and loads its code meanwhile. A line of the log
+    holding one of `fatal_lines` means that the process is useless though alive, and is restarted.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ProcessSpec:
     is_ready: Callable[[], bool] = lambda: True
     regions: tuple[str, ...] = ()
     phase: int = 0
+    early: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 90.0
     stop_timeout_s: float = 10.0
@@ -78,6 +80,11 @@ class ManagedProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._log_start = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether it is being kept running."""
+        return self._task is not None
 
     def start(self) -> None:
         """Begin to keep it running."""
@@ -219,7 +226,8 @@ class Supervisor:
         """Start all of one phase at once and wait until each is ready; the first failure is raised."""
         group = [process for process in self.processes if process.spec.phase == phase]
         for process in group:
-            process.start()
+            if not process.started:
+                process.start()
         waits = [asyncio.create_task(process.settled.wait()) for process in group]
         try:
             for wait in asyncio.as_completed(waits):
@@ -233,6 +241,9 @@ class Supervisor:
 
     async def start(self, between: Mapping[int, Callable[[], Awaitable[None]]] | None = None) -> None:
         """Start every phase in order; `between[p]` runs when phase p is up. StreamsError says what failed."""
+        for process in self.processes:
+            if process.spec.early:
+                process.start()
         for phase in sorted({process.spec.phase for process in self.processes}):
             await self.start_phase(phase)
             if between and phase in between:

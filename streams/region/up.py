@@ -160,6 +160,7 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
         is_ready=is_ready,
         regions=(region.name,),
         phase=1,
+        early=options.prepare is None,
         env=process_env(),
         ready_timeout_s=options.ready_timeout_s,
     )

@@ -226,15 +226,15 @@ async def test_a_single_record_needs_no_transaction_and_is_fenced_too(
     topic = await new_topic(admin)
     zombie, owner = (TransactionalWriter(link, f"{topic}/0") for _ in range(2))
     await zombie.start()
-    assert await zombie.append_one(topic, 0, marker(1)) == 1
+    assert await zombie.append(topic, 0, [marker(1)]) == 1
     assert await zombie.commit(topic, 0, [row(b"a", 2), marker(2)]) == 3
-    assert await zombie.append_one(topic, 0, marker(3)) == 5
-    assert await zombie.append_one(topic, 0, marker(4)) == 6
+    assert await zombie.append(topic, 0, [marker(3)]) == 5
+    assert await zombie.append(topic, 0, [marker(4)]) == 6
     await owner.start()
     await owner.commit(topic, 0, [(CLAIM_KEY, Claim("me", 1).encode(), [])])
     with pytest.raises(Fenced):
-        await zombie.append_one(topic, 0, marker(5))
-    end = await owner.append_one(topic, 0, marker(6))
+        await zombie.append(topic, 0, [marker(5)])
+    end = await owner.append(topic, 0, [marker(6)])
     units = [unit async for chunk in restore(kafka.bootstrap_servers, (topic, 0), 0, end) for unit in chunk]
     assert [unit.marker.seq for unit in units if unit.marker] == [1, 2, 3, 4, 6]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from streams.model.marker import MARKER_KEY, InputPosition, Marker
 from streams.model.row import MergeType, Row, decode_row, encode_row
 from streams.processing.commit import Action, CommitOptions, CommitPolicy, unit_records
 
 OPTIONS = CommitOptions(
+    spacing_s=0.0,
     caught_up_factor=1.0,
     behind_factor=4.0,
     behind_linger_s=0.1,
@@ -93,3 +96,21 @@ def test_unit_ends_in_its_marker_and_rows_carry_its_seq() -> None:
     assert records[-1][1] is not None and Marker.decode(records[-1][1]) == marker
     assert records[1] == (b"kv:b", None, (("seq", (7).to_bytes(8, "little")),))
     assert [key for key, _, _ in records] == [b"kv:a", b"kv:b", MARKER_KEY]
+
+
+def test_commits_in_a_steady_trickle_are_spaced() -> None:
+    policy = CommitPolicy(dataclasses.replace(OPTIONS, spacing_s=0.02), 0.0)
+    end = committed(policy, 1.0, 0.001)
+    policy.folded(end, 10, caught_up=True)
+    decision = policy.decide(end + 0.005)
+    assert decision.action is Action.WAIT and decision.at_s is not None and abs(decision.at_s - 1.02) < 1e-9
+    assert policy.decide(1.0201).action is Action.COMMIT
+
+
+def test_heartbeats_of_all_partitions_fall_on_the_same_moments() -> None:
+    due = set()
+    for ended_s in (20.01, 20.2, 20.49):
+        policy = CommitPolicy(OPTIONS, 0.0)
+        committed(policy, ended_s, 0.0)
+        due.add(policy.decide(ended_s).at_s)
+    assert due == {20.5}

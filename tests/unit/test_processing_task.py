@@ -36,7 +36,10 @@ from tests.support.processing_fakes import (
 
 IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123", "me")
 QUICK = TaskOptions(
-    commit=CommitOptions(behind_linger_s=0.0, heartbeat_s=0.02), seek_again_s=0.01, schema_wait_s=0.01, refetch_s=0.02
+    commit=CommitOptions(spacing_s=0.0, behind_linger_s=0.0, heartbeat_s=0.02),
+    seek_again_s=0.01,
+    schema_wait_s=0.01,
+    refetch_s=0.02,
 )
 
 
