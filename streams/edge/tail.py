@@ -30,7 +30,7 @@ class TailOptions:
     slice_rows: int = 2_000
     restores_at_once: int = 4
     retry_s: float = 0.5
-    pace_s: float = 0.02
+    pace_s: float = 0.01
     changelog: ChangelogOptions = field(default_factory=ChangelogOptions)
 
     @property

@@ -40,7 +40,7 @@ class TransportOptions:
     on_assigned: AssignedHook
     budget_bytes: int = 32 * 1024 * 1024
     budget_runs: int = 1000
-    fetch: FetchOptions = FetchOptions(client_id="streams-worker", pace_s=0.025)  # noqa: RUF009 (frozen)
+    fetch: FetchOptions = FetchOptions(client_id="streams-worker", pace_s=0.02)  # noqa: RUF009 (frozen)
 
 
 class RunMessage(ConsumerMessage):  # type: ignore[misc]

@@ -33,7 +33,7 @@ class CommitOptions:
     partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
 
-    spacing_s: float = 0.02
+    spacing_s: float = 0.015
     caught_up_factor: float = 1.0
     behind_factor: float = 4.0
     behind_linger_s: float = 0.1

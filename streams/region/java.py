@@ -34,7 +34,7 @@ class JvmOptions:
     """Memory and compiler of one JVM. `heap_mb` is the largest heap in MiB; C1 alone starts faster and is smaller."""
 
     heap_mb: int = 384
-    only_c1: bool = False
+    only_c1: bool = True
     extra: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:

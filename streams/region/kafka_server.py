@@ -110,7 +110,7 @@ def kafka_command(options: KafkaOptions, class_path: Sequence[Path] | None = Non
 def _format(options: KafkaOptions, config: Path, class_path: Sequence[Path]) -> None:
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode().replace("-", "A")
     arguments = ["format", "--cluster-id", cluster_id, "--config", str(config), "--ignore-formatted"]
-    jvm = JvmOptions(heap_mb=128, only_c1=True)
+    jvm = JvmOptions(heap_mb=128)
     command = java_command("kafka.tools.StorageTool", arguments, class_path, options.directory, jvm)
     start = options.log_file.stat().st_size if options.log_file.exists() else 0
     process = spawn(command, options.log_file)
