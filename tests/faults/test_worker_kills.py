@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from streams.kafka.admin import Admin
+from streams.kafka.run import TP
 from streams.model.row import decode_row
 from streams.region.kafka_server import KafkaServer
 from tests.support.polling import eventually
@@ -170,3 +172,50 @@ async def test_a_stopped_worker_that_comes_back_is_refused_and_nothing_is_lost(b
     assert local_counters(fresh.data) == expected
     for rows in (await all_committed(broker, "score") or TableState()).rows.values():
         assert all(decode_row(row).seq > 0 for row in rows.values())
+
+
+async def last_offsets(bootstrap_servers: str, *, committed: bool) -> dict[TP, int]:
+    """Where the changelog's partitions end; `committed`: as far as a read_committed reader gets."""
+    async with Admin(bootstrap_servers) as admin:
+        return await admin.end_offsets([TP("table.score", 0), TP("table.score", 1)], committed=committed)
+
+
+@pytest.mark.timeout(180)
+async def test_take_over_restores_past_a_strangers_open_transaction(broker: str, tmp_path: Path) -> None:
+    """The committed end stands still at it, and the predecessor's commits come after it: none may be overlooked."""
+    adds = [(f"score:k{number % 50}", 1) for number in range(500)]
+    expected: Counter[str] = Counter()
+    first, second = (WorkerProcess(tmp_path, broker, name) for name in ("first", "second"))
+    stranger = Producer({"bootstrap.servers": broker, "transactional.id": "stranger"})
+    stranger.init_transactions(30)
+    first.start()
+    try:
+        await eventually(lambda: first.log.count("took over") >= 2 and TAKEN in first.log, 40)
+        stranger.begin_transaction()
+        for partition in (0, 1):
+            stranger.produce("table.score", key=b"score:never", value=b"x", partition=partition)
+        assert stranger.flush(30) == 0
+        stuck = await last_offsets(broker, committed=True)
+        for _ in range(3):
+            before = await last_offsets(broker, committed=False)
+            await produce_adds(broker, "events.score", adds)
+            expected.update(dict.fromkeys((key for key, _ in adds), 10))
+            await eventually(lambda before=before: commits_since(broker, before), 30)  # type: ignore[misc]
+        first.kill()
+        assert await last_offsets(broker, committed=True) == stuck, "the transaction does not hold up readers"
+        second.start()
+        await eventually(lambda: "assigned: " in second.log and "score/0" in second.log, 40)
+        stranger.abort_transaction(30)
+        state = await eventually(lambda: all_committed(broker, "score"), 60)
+    finally:
+        first.stop()
+        status = second.stop()
+    assert status == 0, second.log
+    assert_exact(state, dict(expected))
+    assert local_counters(second.data) == dict(expected)
+
+
+async def commits_since(bootstrap_servers: str, before: dict[TP, int]) -> bool:
+    """Whether both partitions have grown by more than heartbeats would in that time: rows were committed."""
+    now = await last_offsets(bootstrap_servers, committed=False)
+    return all(now[tp] >= before[tp] + 15 for tp in before)
