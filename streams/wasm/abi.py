@@ -17,6 +17,8 @@ _FOLD_EXPORTS: dict[str, int] = {
     "streams_fold": 2,
     "streams_take": 0,
 }
+OUTPUTS_EXPORT = "streams_outputs"
+"""Optional: a module that writes to output topics exports it."""
 
 
 def _is_i32_function(kind: object, n_params: int) -> bool:
@@ -46,6 +48,8 @@ def check_fold_module(compiled: CompiledModule) -> None:
             raise BadInput(f"the module does not export {name}", field="module", fix="see wasm_udfs/ABI.md")
         if not _is_i32_function(exports[name], n_params):
             raise BadInput(f"export {name} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
+    if OUTPUTS_EXPORT in exports and not _is_i32_function(exports[OUTPUTS_EXPORT], 0):
+        raise BadInput(f"export {OUTPUTS_EXPORT} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
     if not isinstance(exports.get("memory"), wasmtime.MemoryType):
         raise BadInput("the module does not export its memory", field="module", fix="see wasm_udfs/ABI.md")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from streams.model.errors import BadInput, Timeout, Unavailable
 from streams.model.row import MergeType
-from streams.wasm.manifest import read_manifest
+from streams.wasm.manifest import Manifest, read_manifest
 
 BUILD_TIMEOUT_S = 120.0
 _FLAGS = (
@@ -28,7 +29,7 @@ def build_directory(directory: Path) -> dict[str, bytes]:
     source = directory / f"{manifest.name}.c"
     if not source.is_file():
         raise BadInput(f"there is no {source.name}", field="directory", fix="only C sources are built")
-    return {name: compile_source(source, merge) for name, merge in manifest.modules().items()}
+    return {name: compile_source(source, merge, _macros(manifest)) for name, merge in manifest.modules().items()}
 
 
 def write_modules(directory: Path) -> list[Path]:
@@ -41,9 +42,15 @@ def write_modules(directory: Path) -> list[Path]:
     return written
 
 
-def compile_source(source: Path, merge: MergeType | None) -> bytes:
+def _macros(manifest: Manifest) -> dict[str, int]:
+    outputs = {"STREAMS_OUTPUTS": len(manifest.outputs)} if manifest.outputs else {}
+    return {**outputs, **dict(manifest.constants)}
+
+
+def compile_source(source: Path, merge: MergeType | None, macros: Mapping[str, int] | None = None) -> bytes:
     """One C file, built with the SDK; `merge` becomes STREAMS_MERGE. BadInput with the compiler's errors."""
     define = [] if merge is None else [f"-DSTREAMS_MERGE={int(merge)}"]
+    define += [f"-D{name}={value}" for name, value in (macros or {}).items()]
     with as_file(files("wasm_udfs").joinpath("sdk")) as sdk, tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "module.wasm"
         command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *define, "-I", str(sdk), "-o", str(output)]

@@ -4,7 +4,8 @@ State outside the module, newest first: `_pending` (rows taken out of a lost ins
 `_taken` (given, not yet committed), then what `load_rows` reads (committed). The instance's memory is a cache above
 these; `_retained` are the batches whose changes are in it alone. On a trap the instance is dropped, the retained
 batches and then the trapping one are folded again on fresh instances, each piece followed by a take, and a piece that
-traps is halved until single events remain. So an event is condemned only if it traps alone, on a fresh instance, with
+traps is halved until single events remain. Outputs go with the rows: what an instance made since its last take is lost
+with it, and made again by folding again. So an event is condemned only if it traps alone, on a fresh instance, with
 its key's row: which events those are does not depend on where batches were cut.
 """
 
@@ -20,7 +21,7 @@ from streams.model.errors import StreamsError
 from streams.wasm.abi import check_fold_module
 from streams.wasm.batch import Array, Batch, Event
 from streams.wasm.engine import CompiledModule, Limits, ModuleCache, TrapKind, UdfTrap, module_hash
-from streams.wasm.fold_instance import FoldInstance
+from streams.wasm.fold_instance import FoldInstance, Output
 
 LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 """Committed rows of keys, in order; None where there is none."""
@@ -56,20 +57,22 @@ class FoldOptions:
     """How a FoldHost runs its module.
 
     `cache_bytes`: the instance is dropped after a commit when its memory is larger. `retain_bytes`: batches kept to
-    fold again after a trap; beyond it the rows are taken out early. `merge`: the merge type rows must have.
+    fold again after a trap; beyond it the rows are taken out early. `merge`: the merge type rows must have. `outputs`:
+    how many output topics the manifest names; a record for another is a malformed output.
     """
 
     limits: Limits = field(default_factory=Limits)
     cache_bytes: int = 128 << 20
     retain_bytes: int = 64 << 20
     merge: int | None = None
+    outputs: int = 0
 
 
 class FoldHost:
     """Folds batches for one partition of a table. Not thread-safe; calls release the GIL while the module runs.
 
-    The order is: fold…, take, (drain late_rejects, commit), committed. Folding may go on between take and committed.
-    On a failed commit: discard, and start again from what is committed.
+    The order is: fold…, take, (take_outputs, drain late_rejects, commit), committed. Folding may go on between take and
+    committed. On a failed commit: discard, and start again from what is committed.
     """
 
     def __init__(self, wasm: bytes, cache: ModuleCache, options: FoldOptions | None = None) -> None:
@@ -86,6 +89,8 @@ class FoldHost:
         self._retained_bytes = 0
         self._pending: dict[bytes, bytes | None] = {}
         self._taken: dict[bytes, bytes | None] = {}
+        self._pending_outputs: list[Output] = []
+        self._taken_outputs: list[Output] = []
         self._late: list[LateReject] = []
         self._metered = False
         self._taken_bytes = 0
@@ -128,16 +133,22 @@ class FoldHost:
     def take(self) -> list[tuple[bytes, bytes | None]]:
         """The rows changed since the last take, to be committed: (key, row), None for a removed row. Rows carry
         sequence number 0. StreamsError if the rows of the last take were neither committed nor discarded."""
-        if self._taken:
+        if self._taken or self._taken_outputs:
             raise StreamsError("the rows of the last take are neither committed nor discarded")
         self._checkpoint()
         self._taken, self._pending = self._pending, {}
+        self._taken_outputs, self._pending_outputs = self._pending_outputs, []
         self._taken_bytes = self.uncommitted_bytes
         return list(self._taken.items())
 
+    def take_outputs(self) -> list[Output]:
+        """The records for output topics that belong to the last take, in the order made: (index of the topic in the
+        manifest's `outputs`, key, value). To be written in the same commit; the same until `committed` or `discard`."""
+        return list(self._taken_outputs)
+
     def committed(self) -> None:
         """The rows of the last take are committed: `load_rows` finds them from now on."""
-        self._taken = {}
+        self._taken, self._taken_outputs = {}, []
         self.uncommitted_bytes -= self._taken_bytes
         self._taken_bytes = 0
         if self.memory_bytes > self._options.cache_bytes and not self._retained:
@@ -148,6 +159,7 @@ class FoldHost:
         self._drop()
         self._retained, self._retained_bytes = [], 0
         self._pending, self._taken, self._late = {}, {}, []
+        self._pending_outputs, self._taken_outputs = [], []
         self.uncommitted_bytes = self._taken_bytes = 0
 
     close = discard
@@ -157,7 +169,7 @@ class FoldHost:
     def _start(self) -> FoldInstance:
         limits = self._options.limits
         compiled: CompiledModule = self._cache.load(self._wasm, metered=True) if self._metered else self._compiled
-        return FoldInstance(compiled, limits, self._cache.host, self._options.merge)
+        return FoldInstance(compiled, limits, self._cache.host, self._options.merge, self._options.outputs)
 
     def _drop(self) -> None:
         if self._instance is not None:
@@ -188,10 +200,16 @@ class FoldHost:
             return
         try:
             assert self._instance is not None
-            self._pending.update(self._instance.take())
+            rows, outputs = self._instance.take(), self._instance.take_outputs()
         except UdfTrap as trap:
             self._recover(None, trap)
+        else:
+            self._keep(rows, outputs)
         self._retained, self._retained_bytes = [], 0
+
+    def _keep(self, rows: list[tuple[bytes, bytes | None]], outputs: list[Output]) -> None:
+        self._pending.update(rows)
+        self._pending_outputs += outputs
 
     def _relieve(self) -> None:
         """Keeps memory and retained batches bounded between commits."""
@@ -244,13 +262,13 @@ class FoldHost:
         try:
             refused = self._run(piece)
             assert self._instance is not None
-            rows = self._instance.take()
+            rows, outputs = self._instance.take(), self._instance.take_outputs()
         except UdfTrap as trap:
             self._drop()
             if trap.kind is not TrapKind.DEADLINE or self._metered:
                 raise
             self._metered = True
             return self._attempt(piece)
-        self._pending.update(rows)
+        self._keep(rows, outputs)
         self._drop()
         return refused

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from streams.model.keys import KEY_BYTES_MAX
+from streams.wasm.abi import OUTPUTS_EXPORT
 from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
 from streams.wasm.guest import Guest
 
 REASON_MAX = 300
+OUTPUT_VALUE_BYTES_MAX = 1_000_000
+"""The longest value of an output record; a broker takes records of a little over a megabyte."""
+_ROWS_PER_EVENT = 4
+"""How many rows one event may need."""
+Output = tuple[int, bytes, bytes]
+"""A record for an output topic: index of the topic in the manifest's `outputs`, key, value."""
 _ROW_HEADER = 32
 _CELL_HEADER = 28
 
@@ -86,10 +93,13 @@ def check_rows(data: bytes, starts: Array, ends: Array, merge: int | None) -> No
 class FoldInstance:
     """One instance of a fold module. Any UdfTrap ends it: close it and start another from committed rows."""
 
-    def __init__(self, compiled: CompiledModule, limits: Limits, host: EngineHost, merge: int | None = None) -> None:
+    def __init__(
+        self, compiled: CompiledModule, limits: Limits, host: EngineHost, merge: int | None = None, outputs: int = 0
+    ) -> None:
         self._guest = Guest(compiled, limits, host)
         self._limits = limits
         self._merge = merge
+        self._outputs = outputs
         self._input = (0, 0)
         self._n = 0
 
@@ -103,7 +113,7 @@ class FoldInstance:
         self._input = self._guest.put(batch.raw)
         self._n = batch.n
         data, _ = self._guest.describe(self._guest.call("streams_prepare", *self._input))
-        n = _count(data, 4, batch.n, "missing keys")
+        n = _count(data, 4, batch.n * _ROWS_PER_EVENT, "missing keys")
         ends = _ends(data, 4, n, "key ends")
         at = 4 + 4 * n
         if n and at + int(ends[-1]) > len(data):
@@ -170,6 +180,38 @@ class FoldInstance:
             return list(zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), strict=True))
         taken = zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), present.tolist(), strict=True)
         return [(key, row if there else None) for key, row, there in taken]
+
+    def take_outputs(self) -> list[Output]:
+        """The records for output topics made since the last call, in the order made; none from most modules."""
+        found: list[Output] = []
+        total = 0
+        while self._guest.exports(OUTPUTS_EXPORT):
+            data, status = self._guest.describe(self._guest.call(OUTPUTS_EXPORT))
+            found += self._records(data)
+            total += len(data)
+            if status == 0:
+                break
+            if total > self._limits.memory_bytes or len(data) <= 4:
+                raise UdfTrap("outputs without end", TrapKind.OUTPUT)
+        return found
+
+    def _records(self, data: bytes) -> list[Output]:
+        n = _count(data, 12, len(data), "outputs")
+        if not n:
+            return []
+        topics = np.frombuffer(data, "<u4", n, 4)
+        if int(topics.max()) >= self._outputs:
+            raise _malformed(f"output topic {int(topics.max())} of {self._outputs}")
+        key_ends, value_ends = _ends(data, 4 + 4 * n, n, "key ends"), _ends(data, 4 + 8 * n, n, "value ends")
+        keys_at = 4 + 12 * n
+        values_at = keys_at + int(key_ends[-1])
+        if values_at + int(value_ends[-1]) > len(data):
+            raise _malformed("outputs are cut off")
+        _check_keys(data, key_ends, keys_at)
+        if int((value_ends - starts_of(value_ends)).max()) > OUTPUT_VALUE_BYTES_MAX:
+            raise _malformed(f"the value of an output is over {OUTPUT_VALUE_BYTES_MAX} bytes")
+        keys, values = _slices(data, key_ends, keys_at), _slices(data, value_ends, values_at)
+        return list(zip(topics.tolist(), keys, values, strict=True))
 
     def close(self) -> None:
         """Frees the instance."""

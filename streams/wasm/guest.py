@@ -85,6 +85,10 @@ class Guest:
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
                 raise self._trap(error) from None
 
+    def exports(self, name: str) -> bool:
+        """Whether the module exports a function of this name."""
+        return name in self._exports
+
     @property
     def memory_bytes(self) -> int:
         """Bytes of linear memory held; it never shrinks."""

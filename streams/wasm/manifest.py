@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,17 @@ from streams.model.keys import check_name
 from streams.model.row import MergeType
 from streams.wasm.engine import Limits
 
+OUTPUTS_MAX = 16
+_TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
+_CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
 KINDS = ("fold", "decoder")
 _LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none."""
+    """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
+    its records go to, by index. `constants`: macros for its C source."""
 
     name: str
     version: str
@@ -26,6 +31,8 @@ class Manifest:
     kind: str
     merges: tuple[MergeType, ...]
     limits: Limits
+    outputs: tuple[str, ...] = ()
+    constants: tuple[tuple[str, int], ...] = ()
 
     def modules(self) -> dict[str, MergeType | None]:
         """File names of the modules that the directory builds, and the merge type of each."""
@@ -51,7 +58,8 @@ def parse_manifest(text: str) -> Manifest:
         raise BadInput(f"{data['kind']!r:.40} is not one of {', '.join(KINDS)}", field="kind")
     name = check_name(data["name"], field="name")
     merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
-    return Manifest(name, data["version"], 1, data["kind"], merges, _limits(data.get("limits", {})))
+    more = (_outputs(data.get("outputs", [])), _constants(data.get("constants", {})))
+    return Manifest(name, data["version"], 1, data["kind"], merges, _limits(data.get("limits", {})), *more)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -69,6 +77,26 @@ def _merges(value: Any) -> tuple[MergeType, ...]:
     if not names or not all(isinstance(n, str) and n in known for n in names):
         raise BadInput(f"{value!r:.60} is not one of {', '.join(known)}", field="merge")
     return tuple(known[n] for n in names)
+
+
+def _outputs(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > OUTPUTS_MAX or len(set(map(str, value))) != len(value):
+        raise BadInput(f"is not a list of at most {OUTPUTS_MAX} different topics", field="outputs")
+    for topic in value:
+        if not isinstance(topic, str) or not _TOPIC.match(topic):
+            raise BadInput(f"{topic!r:.80} names no topic", field="outputs", fix="as in late.device or alerts.device")
+    return tuple(value)
+
+
+def _constants(table: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(table, dict):
+        raise BadInput("is not a table", field="constants")
+    for name, value in table.items():
+        if not _CONSTANT.match(name) or name.startswith("STREAMS_") or type(value) is not int:
+            raise BadInput(
+                "is no macro name, or not an integer", field=f"constants.{name:.80}", fix="as in GRACE_MS = 5"
+            )
+    return tuple(table.items())
 
 
 def _limits(table: Any) -> Limits:

@@ -40,7 +40,7 @@ def run_vectors(directory: Path, cache: ModuleCache) -> list[str]:
             wasm = (directory / name).read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"cannot read {name} and {file.name}: {error}", field="directory") from None
-        options = FoldOptions(limits=manifest.limits, merge=int(merge))
+        options = FoldOptions(limits=manifest.limits, merge=int(merge), outputs=len(manifest.outputs))
         for case in cases:
             for size in (len(case["events"]), 1):
                 host = FoldHost(wasm, cache, options)

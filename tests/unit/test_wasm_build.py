@@ -75,6 +75,9 @@ def test_source_that_does_not_compile_is_refused_with_the_compilers_words(tmp_pa
 def test_manifests() -> None:
     manifest = parse_manifest(GOOD + "[limits]\nmemory_bytes = 1e6\ndeadline_s = 1\n")
     limits = manifest.limits
+    assert (manifest.outputs, manifest.constants) == ((), ())
+    more = parse_manifest(GOOD + 'outputs = ["late.device"]\n[constants]\nGRACE_MS = 5\n')
+    assert (more.outputs, more.constants) == (("late.device",), (("GRACE_MS", 5),))
     assert (manifest.merges, limits.memory_bytes, limits.deadline_s) == (
         (MergeType.LWW,),
         1_000_000,
@@ -96,6 +99,13 @@ def test_manifests() -> None:
         (GOOD + "[limits]\nhats = 3\n", "limits.hats"),
         (GOOD + "[limits]\nmemory_bytes = -3\n", "memory_bytes"),
         (GOOD + "limits = 3\n", "limits"),
+        (GOOD + 'outputs = "late.device"\n', "outputs"),
+        (GOOD + 'outputs = ["Late"]\n', "outputs"),
+        (GOOD + 'outputs = ["late.a", "late.a"]\n', "outputs"),
+        (GOOD + "constants = 3\n", "constants"),
+        (GOOD + "[constants]\ngrace = 3\n", "constants.grace"),
+        (GOOD + "[constants]\nGRACE = 1.5\n", "constants.GRACE"),
+        (GOOD + "[constants]\nSTREAMS_MERGE = 1\n", "constants.STREAMS_MERGE"),
     ],
 )
 def test_wrong_manifests_name_the_field(text: str, field: str) -> None:

@@ -6,60 +6,14 @@
  * one) and changes nothing; `streams_touch(e, r, len)` applies SPEC's rules of clocks, generations and expiry, marks the row
  * changed and returns the cell with a payload of len bytes (zeroed when the cell is new, kept as far as it fits
  * otherwise). Return 0, or `streams_reject("reason")`, which is allowed only before streams_touch.
- * Deletes and purges, the row cache and the exports are done here. STREAMS_MERGE comes from udf.toml (build.py). */
+ * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
+ * Deletes and purges, the row cache and the exports are done here and in streams_rows.h. STREAMS_MERGE comes from udf.toml (build.py). */
 #ifndef STREAMS_H
 #define STREAMS_H
 
-#include "streams_base.h"
-
-enum { STREAMS_MERGE_LWW = 1, STREAMS_MERGE_COUNTER = 2, STREAMS_MERGE_MAX = 3, STREAMS_MERGE_MIN = 4, STREAMS_MERGE_OPAQUE = 127 };
-enum { STREAMS_OP_PUT = 0, STREAMS_OP_DELETE = 1, STREAMS_OP_PURGE = 2 };
-enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20 };
-#ifndef STREAMS_MERGE
-#error "STREAMS_MERGE is not defined: build with `streams udf build`, or -DSTREAMS_MERGE=STREAMS_MERGE_COUNTER"
-#endif
-#define STREAMS_MAGIC 0x31425453u
-
-typedef struct {
-  int64_t append_ms, expires_ms;
-  uint64_t hlc, generation;
-  uint64_t h; /* the clock this event gets in its row */
-  const uint8_t *key, *value; /* value: Confluent wire format, 5 bytes of prefix and the Avro body */
-  uint32_t key_len, value_len, index, op;
-} streams_event;
-
-typedef struct {
-  uint64_t start_hlc, last_hlc;
-  int64_t expires_ms;
-  uint32_t len, cap; /* payload; cap = 0: in `small` */
-  union { uint8_t small[16]; uint8_t *heap; } payload;
-} streams_cell;
-
-typedef struct {
-  uint64_t deleted_hlc, last_hlc;
-  streams_cell *cells;
-  uint32_t n_cells, cap_cells, key_len, hash, asked;
-  uint8_t known, exists, dirty, touched;
-  streams_cell first; /* storage of the first cell; the key's bytes follow the struct */
-} streams_row;
+#include "streams_rows.h"
 
 int streams_fold_event(const streams_event *e, streams_row *r);
-
-/* ---- for the author ---- */
-
-static const char *streams_reason;
-STREAMS_INLINE int streams_reject(const char *reason) { streams_reason = reason; return 1; }
-STREAMS_INLINE uint8_t *streams_payload(streams_cell *c) { return c->cap ? c->payload.heap : c->payload.small; }
-
-/* The put's Avro body. */
-STREAMS_INLINE streams_reader streams_body(const streams_event *e) {
-  streams_reader r = {e->value + (e->value_len < 5 ? e->value_len : 5), e->value + e->value_len, 0};
-  return r;
-}
-
-STREAMS_INLINE uint64_t streams_cell_mark(const streams_cell *c) {
-  return STREAMS_MERGE == STREAMS_MERGE_LWW ? c->last_hlc : c->start_hlc;
-}
 
 STREAMS_INLINE streams_cell *streams_peek(const streams_event *e, streams_row *r) {
   uint64_t deleted = streams_max(r->deleted_hlc, e->generation);
@@ -68,85 +22,6 @@ STREAMS_INLINE streams_cell *streams_peek(const streams_event *e, streams_row *r
     if (streams_cell_mark(c) > deleted) return c->expires_ms > e->append_ms ? c : 0;
   }
   return 0;
-}
-
-/* ---- cells ---- */
-
-STREAMS_INLINE void streams_cell_free(streams_cell *c) {
-  if (c->cap) streams_free(c->payload.heap, c->cap);
-  c->cap = 0;
-  c->len = 0;
-}
-
-STREAMS_INLINE void streams_cell_resize(streams_cell *c, uint32_t len) {
-  if (len > (c->cap ? c->cap : sizeof c->payload.small)) {
-    uint32_t k, cap = streams_class(len, &k);
-    uint8_t *p = streams_malloc(cap);
-    streams_copy(p, streams_payload(c), c->len);
-    if (c->cap) streams_free(c->payload.heap, c->cap);
-    c->cap = cap;
-    c->payload.heap = p;
-  }
-  if (len > c->len) __builtin_memset(streams_payload(c) + c->len, 0, len - c->len);
-  c->len = len;
-}
-
-/* Drops cells started (lww: last written) at or before `deleted`, or expired at or before expired_ms. */
-static void streams_drop_cells(streams_row *r, uint64_t deleted, int64_t expired_ms) {
-  uint32_t kept = 0;
-  for (uint32_t i = 0; i < r->n_cells; i++) {
-    streams_cell *c = &r->cells[i];
-    if (streams_cell_mark(c) <= deleted || c->expires_ms <= expired_ms) {
-      streams_cell_free(c);
-    } else {
-      if (kept != i) r->cells[kept] = *c;
-      kept++;
-    }
-  }
-  r->n_cells = kept;
-}
-
-static streams_cell *streams_append_cell(streams_row *r) {
-  if (r->n_cells == STREAMS_MAX_CELLS) {
-    streams_cell_free(&r->cells[0]);
-    for (uint32_t i = 1; i < r->n_cells; i++) r->cells[i - 1] = r->cells[i];
-    r->n_cells--;
-  }
-  if (r->n_cells == r->cap_cells) {
-    uint32_t cap = r->cap_cells * 4;
-    streams_cell *cells = streams_malloc(cap * sizeof *cells);
-    for (uint32_t i = 0; i < r->n_cells; i++) cells[i] = r->cells[i];
-    if (r->cap_cells > 1) streams_free(r->cells, r->cap_cells * sizeof *cells);
-    r->cells = cells;
-    r->cap_cells = cap;
-  }
-  streams_cell *c = &r->cells[r->n_cells++];
-  c->len = c->cap = 0;
-  return c;
-}
-
-/* ---- rows: cache key -> row, and the list of changed rows ---- */
-
-typedef struct { uint32_t hash; streams_row *row; } streams_slot;
-static streams_slot *streams_slots;
-static uint32_t streams_slot_cap, streams_slot_used;
-static streams_row **streams_dirty;
-static uint32_t streams_dirty_cap, streams_dirty_n, streams_dirty_at;
-
-STREAMS_INLINE uint8_t *streams_row_key(streams_row *r) { return (uint8_t *)(r + 1); }
-
-STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
-  if (r->dirty) return;
-  r->dirty = 1;
-  if (streams_dirty_n == streams_dirty_cap) {
-    uint32_t cap = streams_dirty_cap ? streams_dirty_cap * 2 : 1024;
-    streams_row **list = streams_malloc(cap * sizeof *list);
-    if (streams_dirty_n) __builtin_memcpy(list, streams_dirty, streams_dirty_n * sizeof *list);
-    if (streams_dirty_cap) streams_free(streams_dirty, streams_dirty_cap * sizeof *list);
-    streams_dirty = list;
-    streams_dirty_cap = cap;
-  }
-  streams_dirty[streams_dirty_n++] = r;
 }
 
 STREAMS_INLINE streams_cell *streams_touch(const streams_event *e, streams_row *r, uint32_t payload_len) {
@@ -169,164 +44,6 @@ STREAMS_INLINE streams_cell *streams_touch(const streams_event *e, streams_row *
   return c;
 }
 
-static void streams_grow_slots(void) {
-  uint32_t cap = streams_slot_cap ? streams_slot_cap * 2 : 4096;
-  streams_slot *slots = streams_malloc(cap * sizeof *slots);
-  __builtin_memset(slots, 0, cap * sizeof *slots);
-  for (uint32_t i = 0; i < streams_slot_cap; i++) {
-    if (!streams_slots[i].row) continue;
-    uint32_t at = streams_slots[i].hash & (cap - 1);
-    while (slots[at].row) at = (at + 1) & (cap - 1);
-    slots[at] = streams_slots[i];
-  }
-  if (streams_slot_cap) streams_free(streams_slots, streams_slot_cap * sizeof *slots);
-  streams_slots = slots;
-  streams_slot_cap = cap;
-}
-
-static streams_row *streams_new_row(const uint8_t *key, uint32_t len, uint32_t hash) {
-  streams_row *r = streams_malloc(sizeof *r + len);
-  __builtin_memset(r, 0, sizeof *r);
-  r->cells = &r->first;
-  r->cap_cells = 1;
-  r->key_len = len;
-  r->hash = hash;
-  streams_copy(streams_row_key(r), key, len);
-  return r;
-}
-
-/* The cached row of a key; made, as not yet known, when it is not cached. */
-STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
-  if (streams_slot_used * 2 >= streams_slot_cap) streams_grow_slots();
-  uint32_t hash = streams_hash(key, len), mask = streams_slot_cap - 1, at = hash & mask;
-  for (;; at = (at + 1) & mask) {
-    streams_slot *s = &streams_slots[at];
-    if (!s->row) {
-      s->hash = hash;
-      s->row = streams_new_row(key, len, hash);
-      streams_slot_used++;
-      return s->row;
-    }
-    if (s->hash == hash && s->row->key_len == len && streams_equal(streams_row_key(s->row), key, len)) return s->row;
-  }
-}
-
-static uint32_t streams_row_size(const streams_row *r) {
-  uint32_t n = 32;
-  for (uint32_t i = 0; i < r->n_cells; i++) n += 28 + r->cells[i].len;
-  return n;
-}
-
-static uint8_t *streams_row_write(streams_row *r, uint8_t *p) {
-  p[0] = 1;
-  p[1] = STREAMS_MERGE;
-  streams_put16(p + 2, (uint16_t)r->n_cells);
-  streams_put32(p + 4, 0);
-  streams_put64(p + 8, 0); /* seq: the host's */
-  streams_put64(p + 16, r->deleted_hlc);
-  streams_put64(p + 24, r->last_hlc);
-  p += 32;
-  for (uint32_t i = 0; i < r->n_cells; i++) {
-    streams_cell *c = &r->cells[i];
-    streams_put64(p, c->start_hlc);
-    streams_put64(p + 8, c->last_hlc);
-    streams_put64(p + 16, (uint64_t)c->expires_ms);
-    streams_put32(p + 24, c->len);
-    streams_copy(p + 28, streams_payload(c), c->len);
-    p += 28 + c->len;
-  }
-  return p;
-}
-
-/* Reads a stored row; 0 = good, else it is malformed or of another merge type. */
-static int streams_row_read(streams_row *r, const uint8_t *p, uint32_t len) {
-  const uint8_t *end = p + len;
-  if (len < 32 || p[0] != 1 || p[1] != STREAMS_MERGE) return 1;
-  uint32_t n = streams_get16(p + 2);
-  if (n > (STREAMS_MERGE == STREAMS_MERGE_LWW ? 1 : STREAMS_MAX_CELLS)) return 1;
-  r->deleted_hlc = streams_get64(p + 16);
-  r->last_hlc = streams_get64(p + 24);
-  p += 32;
-  for (uint32_t i = 0; i < n; i++) {
-    if (end - p < 28 || (uint32_t)(end - p - 28) < streams_get32(p + 24)) return 1;
-    streams_cell *c = streams_append_cell(r);
-    c->start_hlc = streams_get64(p);
-    c->last_hlc = streams_get64(p + 8);
-    c->expires_ms = (int64_t)streams_get64(p + 16);
-    streams_cell_resize(c, streams_get32(p + 24));
-    streams_copy(streams_payload(c), p + 28, c->len);
-    p += 28 + c->len;
-  }
-  r->exists = 1;
-  return p != end;
-}
-
-/* ---- batch v1 ---- */
-
-typedef struct {
-  uint32_t n;
-  const uint8_t *append_ms, *hlc, *expires_ms, *generation, *op, *key_end, *keys, *value_end, *values;
-} streams_batch;
-
-static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) {
-  const uint8_t **columns[10] = {0, &b->append_ms, &b->hlc, &b->expires_ms, &b->generation, &b->op,
-                                 &b->key_end, &b->keys, &b->value_end, &b->values};
-  static const uint8_t widths[10] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0};
-  uint32_t seen = 0;
-  if (len < 16 || streams_get32(p) != STREAMS_MAGIC || streams_get32(p + 8) > len) return 1;
-  b->n = streams_get32(p + 4);
-  uint32_t sections = streams_get32(p + 12);
-  if (sections > (len - 16) / 16) return 1;
-  for (uint32_t i = 0; i < sections; i++) {
-    const uint8_t *s = p + 16 + i * 16;
-    uint32_t id = streams_get32(s), at = streams_get32(s + 4), size = streams_get32(s + 8);
-    if (id == 0 || id > 9) continue; /* unknown sections are ignored */
-    if (at > len || size > len - at || size / (widths[id] ? widths[id] : 1) < (widths[id] ? b->n : 0)) return 1;
-    *columns[id] = p + at;
-    seen |= 1u << id;
-  }
-  return seen != 0x3fe;
-}
-
-STREAMS_INLINE void streams_event_read(const streams_batch *b, uint32_t i, streams_event *e) {
-  uint32_t key_at = i ? streams_get32(b->key_end + 4 * (i - 1)) : 0;
-  uint32_t value_at = i ? streams_get32(b->value_end + 4 * (i - 1)) : 0;
-  e->append_ms = (int64_t)streams_get64(b->append_ms + 8 * i);
-  e->hlc = streams_get64(b->hlc + 8 * i);
-  e->expires_ms = (int64_t)streams_get64(b->expires_ms + 8 * i);
-  e->generation = streams_get64(b->generation + 8 * i);
-  e->op = b->op[i];
-  e->key = b->keys + key_at;
-  e->key_len = streams_get32(b->key_end + 4 * i) - key_at;
-  e->value = b->values + value_at;
-  e->value_len = streams_get32(b->value_end + 4 * i) - value_at;
-  e->index = i;
-}
-
-/* ---- fold of one event: SPEC "Fold of one event e into its row r" ---- */
-
-static int streams_purge(const streams_event *e, streams_row *r) {
-  streams_reader body = streams_body(e);
-  uint64_t generation = (uint64_t)streams_read_long(&body);
-  int64_t before_ms = streams_read_long(&body);
-  uint64_t last_hlc = (uint64_t)streams_read_long(&body);
-  int remove = streams_read_boolean(&body);
-  if (body.error) return streams_reject("malformed purge");
-  if (!r->exists) return 0;
-  uint32_t cells = r->n_cells;
-  uint64_t deleted = r->deleted_hlc;
-  r->deleted_hlc = streams_max(deleted, generation);
-  streams_drop_cells(r, generation, before_ms);
-  if (remove && !r->n_cells && r->last_hlc == last_hlc) {
-    r->exists = 0;
-    r->deleted_hlc = r->last_hlc = 0;
-    streams_mark_dirty(r);
-  } else if (cells != r->n_cells || deleted != r->deleted_hlc) {
-    streams_mark_dirty(r);
-  }
-  return 0;
-}
-
 STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
   /* Never before its acceptance: a slow clock must not put an event into a life that had already ended. */
   uint64_t accepted = (uint64_t)e->append_ms << 16;
@@ -334,8 +51,13 @@ STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
   e->h = streams_max(e->h, streams_max(r->deleted_hlc, e->generation) + 1);
   if (e->op == STREAMS_OP_PUT) {
     r->touched = 0;
+#ifdef STREAMS_OUTPUTS
+    uint32_t outputs = streams_outputs_n;
+#else
+    enum { outputs = 0, streams_outputs_n = 0 };
+#endif
     int rejected = streams_fold_event(e, r);
-    if (rejected && r->touched) __builtin_trap(); /* a rejected event must leave no trace */
+    if (rejected && (r->touched || streams_outputs_n != outputs)) __builtin_trap(); /* a rejected event leaves no trace */
     return rejected;
   }
   if (e->op == STREAMS_OP_DELETE) {
@@ -351,63 +73,21 @@ STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
 
 /* ---- exports ---- */
 
-static streams_desc streams_out;
 static streams_row **streams_round_rows; /* per event of the prepared batch: its row */
-static uint32_t streams_round_ptr, streams_round_n, streams_round_id;
-
-STREAMS_INLINE streams_desc *streams_answer(const void *p, uint32_t len, int32_t status) {
-  streams_out.ptr = (uint32_t)(uintptr_t)p;
-  streams_out.len = len;
-  streams_out.status = status;
-  return &streams_out;
-}
-
-STREAMS_EXPORT("streams_abi_v1") int32_t streams_abi_v1(void) { return 1; }
 
 STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
   streams_batch b;
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
   streams_row **rows = streams_scratch(b.n * sizeof *rows + 16);
-  streams_row **missing = streams_scratch(b.n * sizeof *missing + 16);
-  uint32_t n = 0, bytes = 0;
-  streams_round_id++;
+  streams_ask_begin(b.n);
   for (uint32_t i = 0, at = 0; i < b.n; i++) {
     uint32_t end = streams_get32(b.key_end + 4 * i);
-    streams_row *r = rows[i] = streams_find(b.keys + at, end - at);
-    if (!r->known && r->asked != streams_round_id) {
-      r->asked = streams_round_id;
-      missing[n++] = r;
-      bytes += r->key_len;
-    }
+    rows[i] = streams_find(b.keys + at, end - at);
+    streams_ask(rows[i]);
     at = end;
   }
-  uint8_t *out = streams_scratch(4 + 4 * n + bytes), *key = out + 4 + 4 * n;
-  streams_put32(out, n);
-  for (uint32_t i = 0; i < n; i++) {
-    streams_copy(key, streams_row_key(missing[i]), missing[i]->key_len);
-    key += missing[i]->key_len;
-    streams_put32(out + 4 + 4 * i, (uint32_t)(key - (out + 4 + 4 * n)));
-  }
   streams_round_rows = rows;
-  streams_round_ptr = (uint32_t)(uintptr_t)p;
-  streams_round_n = b.n;
-  return streams_answer(out, 4 + 4 * n + bytes, 0);
-}
-
-STREAMS_EXPORT("streams_load") int32_t streams_load(const uint8_t *p, uint32_t len) {
-  uint32_t n = len < 4 ? 0 : streams_get32(p);
-  if (len < 4 || n > (len - 4) / 9) return -1;
-  const uint8_t *key_end = p + 4, *row_end = key_end + 4 * n, *present = row_end + 4 * n, *keys = present + n;
-  const uint8_t *rows = keys + (n ? streams_get32(key_end + 4 * (n - 1)) : 0);
-  for (uint32_t i = 0, key_at = 0, row_at = 0; i < n; i++) {
-    uint32_t ke = streams_get32(key_end + 4 * i), re = streams_get32(row_end + 4 * i);
-    streams_row *r = streams_find(keys + key_at, ke - key_at);
-    if (!r->known && present[i] && streams_row_read(r, rows + row_at, re - row_at)) return -2;
-    r->known = 1;
-    key_at = ke;
-    row_at = re;
-  }
-  return 0;
+  return streams_answer_missing(p, b.n);
 }
 
 STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint32_t len) {
@@ -415,64 +95,14 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
   if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
   streams_row **rows = streams_round_rows;
-  struct reject { uint32_t index; const char *reason; uint32_t len; } *rejects = 0;
-  uint32_t n = 0, cap = 0, bytes = 0;
+  streams_reject_list rejects = {0, 0, 0, 0};
   for (uint32_t i = 0; i < b.n; i++) {
     streams_event e;
     streams_event_read(&b, i, &e);
     if (!rows[i]->known) return streams_answer(0, 0, -4);
-    if (!streams_apply(&e, rows[i])) continue;
-    if (n == cap) {
-      uint32_t grown = cap ? cap * 4 : 64;
-      struct reject *list = streams_scratch(grown * sizeof *list);
-      if (n) __builtin_memcpy(list, rejects, n * sizeof *list);
-      rejects = list;
-      cap = grown;
-    }
-    uint32_t reason_len = 0;
-    while (streams_reason[reason_len]) reason_len++;
-    rejects[n++] = (struct reject){i, streams_reason, reason_len};
-    bytes += reason_len;
+    if (streams_apply(&e, rows[i])) streams_add_reject(&rejects, i);
   }
-  uint8_t *out = streams_scratch(4 + 8 * n + bytes), *text = out + 4 + 8 * n;
-  streams_put32(out, n);
-  for (uint32_t i = 0; i < n; i++) {
-    streams_copy(text, rejects[i].reason, rejects[i].len);
-    text += rejects[i].len;
-    streams_put32(out + 4 + 4 * i, rejects[i].index);
-    streams_put32(out + 4 + 4 * n + 4 * i, (uint32_t)(text - (out + 4 + 8 * n)));
-  }
-  streams_round_ptr = 0;
-  streams_round_over = 1;
-  return streams_answer(out, 4 + 8 * n + bytes, 0);
-}
-
-STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
-  streams_scratch_reset();
-  uint32_t first = streams_dirty_at, last = first, key_bytes = 0, row_bytes = 0;
-  while (last < streams_dirty_n && key_bytes + row_bytes < STREAMS_TAKE_BYTES) {
-    streams_row *r = streams_dirty[last++];
-    key_bytes += r->key_len;
-    row_bytes += r->exists ? streams_row_size(r) : 0;
-  }
-  uint32_t n = last - first, len = 4 + 9 * n + key_bytes + row_bytes;
-  uint8_t *out = streams_scratch(len), *key_end = out + 4, *row_end = key_end + 4 * n, *present = row_end + 4 * n;
-  uint8_t *keys = present + n, *rows = keys + key_bytes, *key = keys, *row = rows;
-  streams_put32(out, n);
-  for (uint32_t i = 0; i < n; i++) {
-    streams_row *r = streams_dirty[first + i];
-    streams_copy(key, streams_row_key(r), r->key_len);
-    key += r->key_len;
-    if (r->exists) row = streams_row_write(r, row);
-    streams_put32(key_end + 4 * i, (uint32_t)(key - keys));
-    streams_put32(row_end + 4 * i, (uint32_t)(row - rows));
-    present[i] = r->exists;
-    r->dirty = 0;
-  }
-  streams_dirty_at = last;
-  if (last == streams_dirty_n) streams_dirty_at = streams_dirty_n = 0;
-  streams_round_over = 1;
-  return streams_answer(out, len, streams_dirty_n ? 1 : 0);
+  return streams_answer_rejects(&rejects);
 }
 
 #endif
