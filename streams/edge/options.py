@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streams.model.fold_table import FoldTable
 from streams.model.keyspace import Keyspace
 from streams.model.row import MergeType
 from streams.state.options import StoreOptions
@@ -32,7 +33,13 @@ class TableSpec:
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
         """The table that every keyspace has."""
-        return cls(keyspace.name, keyspace.name, keyspace.merge, keyspace.partitions, (keyspace.events_topic,))
+        return cls.folded(FoldTable(keyspace.name, keyspace, keyspace.merge))
+
+    @classmethod
+    def folded(cls, table: FoldTable) -> TableSpec:
+        """A table that is folded from a keyspace's events."""
+        keyspace = table.keyspace
+        return cls(table.name, keyspace.name, table.merge, table.partitions, (keyspace.events_topic,))
 
     def topic(self, origin: str, region: str) -> str:
         """The changelog of rows written in `origin`, as it is called in `region`."""

@@ -27,6 +27,7 @@ from streams.gateway.routes_schemas import schema_routes
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.errors import NotFound, StreamsError
+from streams.model.fold_table import fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
@@ -147,7 +148,7 @@ class GatewayServer:
     def _follow_definitions(self) -> None:
         keyspaces = list(self.definitions.keyspaces.values())
         missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
-        self.tables.set_tables(map(TableSpec.of, keyspaces))
+        self.tables.set_tables(map(TableSpec.folded, fold_tables(keyspaces)))
         if missing and self.gateway.started:
             self._spawn(self._ensure(missing), "topics")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from streams.definitions.registry import Definitions
+from streams.model.fold_table import DERIVED, DerivedFold, FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
 from streams.serde import DELETE, PURGE, AvroSchema, load_builtin
@@ -27,6 +28,10 @@ class Catalog(Protocol):
 
     def keyspaces(self) -> Sequence[Keyspace]:
         """All keyspaces known now."""
+        ...
+
+    def tables(self) -> Sequence[FoldTable]:
+        """All tables that are folded from their events."""
         ...
 
     def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
@@ -51,29 +56,29 @@ class KeyspaceRules:
 
 
 class RulesCache:
-    """The rules of each keyspace, made anew when its schemas change."""
+    """The rules of each table's input, made anew when the schemas change."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._made: dict[str, tuple[tuple[Keyspace, frozenset[int]], KeyspaceRules]] = {}
+        self._made: dict[str, tuple[tuple[FoldTable, frozenset[int]], KeyspaceRules]] = {}
 
-    def rules(self, keyspace: Keyspace) -> KeyspaceRules:
+    def rules(self, table: FoldTable) -> KeyspaceRules:
         """The rules as of now."""
-        puts = self._catalog.put_schemas(keyspace.name)
-        version = (keyspace, frozenset(puts))
-        found = self._made.get(keyspace.name)
+        puts = self._catalog.put_schemas(table.keyspace.name)
+        version = (table, frozenset(puts))
+        found = self._made.get(table.name)
         if found is None or found[0] != version:
-            found = self._made[keyspace.name] = (version, keyspace_rules(keyspace, puts))
+            found = self._made[table.name] = (version, keyspace_rules(table.keyspace, puts, table.reads))
         return found[1]
 
 
-def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema]) -> KeyspaceRules:
-    """The rules of a keyspace whose puts may carry these schemas."""
+def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: str = "") -> KeyspaceRules:
+    """The rules of a keyspace whose puts may carry these schemas, for a UDF that reads the schema `reads`."""
     builtin = load_builtin()
     programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document)) for schema in puts.values()}
     for name, op in ((DELETE, OP_DELETE), (PURGE, OP_PURGE)):
         programs[builtin[name].id] = SchemaProgram(op, avro_program(builtin[name].document))
-    wanted = _UDF_INPUT.get(keyspace.merge)
+    wanted = reads or _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
     return KeyspaceRules(DecoderConfig(keyspace.name, programs, keyspace.ttl_ms), reader, others)
@@ -109,6 +114,10 @@ class DefinitionsCatalog:
         """Those defined."""
         return self._keyspaces
 
+    def tables(self) -> Sequence[FoldTable]:
+        """The keyspaces' own, and the built-in derived ones."""
+        return fold_tables(self._keyspaces)
+
     def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
         """Every registered version of the keyspace's subject."""
         return self._puts.get(keyspace, {})
@@ -117,8 +126,8 @@ class DefinitionsCatalog:
 class BuiltinCatalog:
     """The built-in keyspaces and schemas, without a definitions topic (benchmarks and tests)."""
 
-    def __init__(self, keyspaces: Sequence[Keyspace] = BUILTIN) -> None:
-        self._keyspaces = tuple(keyspaces)
+    def __init__(self, keyspaces: Sequence[Keyspace] = BUILTIN, derived: Sequence[DerivedFold] = DERIVED) -> None:
+        self._keyspaces, self._derived = tuple(keyspaces), tuple(derived)
         self._changed = asyncio.Event()
 
     @property
@@ -129,6 +138,10 @@ class BuiltinCatalog:
     def keyspaces(self) -> Sequence[Keyspace]:
         """Those given."""
         return self._keyspaces
+
+    def tables(self) -> Sequence[FoldTable]:
+        """Their own, and those derived."""
+        return fold_tables(self._keyspaces, self._derived)
 
     def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
         """The schema that the keyspace names."""

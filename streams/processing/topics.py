@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from streams.kafka.admin import Admin, TopicSpec
 from streams.model.errors import Conflict
+from streams.model.fold_table import fold_tables
 from streams.model.keyspace import Keyspace
 
 RECORD_BYTES_MAX = 20 << 20
@@ -16,7 +17,8 @@ TABLE_SEGMENT_MS = 3_600_000
 
 
 def keyspace_topics(keyspace: Keyspace) -> list[TopicSpec]:
-    """Events (the broker's append time), the table's changelog (compacted, not before minutes), and dead letters."""
+    """Events (the broker's append time), dead letters, and for each table that is folded from the events its changelog
+    (compacted, not before minutes) and what its UDF puts out."""
     size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
     appended = {"message.timestamp.type": "LogAppendTime"}
     retention = {"retention.ms": str(EVENTS_RETENTION_MS)}
@@ -26,10 +28,13 @@ def keyspace_topics(keyspace: Keyspace) -> list[TopicSpec]:
         "delete.retention.ms": str(DELETE_RETENTION_MS),
         "segment.ms": str(TABLE_SEGMENT_MS),
     }
+    events = {**size, **appended, **retention}
+    tables = fold_tables([keyspace])
     return [
-        TopicSpec(keyspace.events_topic, keyspace.partitions, {**size, **appended, **retention}),
-        TopicSpec(keyspace.table_topic, keyspace.partitions, {**size, **table}),
-        TopicSpec(keyspace.dead_letter_topic, 1, {**size, **appended, **retention}),
+        TopicSpec(keyspace.events_topic, keyspace.partitions, events),
+        TopicSpec(keyspace.dead_letter_topic, 1, events),
+        *(TopicSpec(each.topic, each.partitions, {**size, **table}) for each in tables),
+        *(TopicSpec(output, each.partitions, events) for each in tables for output in each.outputs),
     ]
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import queue
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from streams.model.errors import BadInput
-from streams.model.keyspace import Keyspace
+from streams.model.fold_table import FoldTable
 from streams.processing.catalog import KeyspaceRules, RulesCache
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
+from streams.processing.shared_input import SharedRun
 from streams.serde import AvroSchema, project, wire_schema_id
 from streams.wasm.batch import OP_PUT, Batch, Event, build, starts_of
-from streams.wasm.decoder import RecordDecoder, RecordReject
+from streams.wasm.decoder import Decoded as DecodedRun
+from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
 from streams.wasm.fold_host import FoldHost, Reject
 
@@ -50,22 +52,24 @@ class DecoderPool:
 
 
 class RunDecoder:
-    """Decodes the runs of one keyspace (the task's DecoderPort)."""
+    """Decodes the runs of one table's input (the task's DecoderPort).
 
-    def __init__(self, pool: DecoderPool, rules: RulesCache, keyspace: Keyspace) -> None:
-        self._pool, self._rules, self._keyspace = pool, rules, keyspace
+    Records that cannot be decoded are reported to the keyspace's own table alone: one dead letter each.
+    """
+
+    def __init__(self, pool: DecoderPool, rules: RulesCache, table: FoldTable) -> None:
+        self._pool, self._rules, self._table = pool, rules, table
 
     def decode(self, run: RunPort, from_offset: int) -> Decoded:
         """The events of `run` from `from_offset` on. DecodeError when the log itself is broken."""
-        rules = self._rules.rules(self._keyspace)
-        decoder = self._pool.take()
-        try:
-            found = decoder.decode(run.batches, from_offset, run.next, rules.config)
-        finally:
-            self._pool.give_back(decoder)
+        rules = self._rules.rules(self._table)
+        if isinstance(run, SharedRun):
+            found = run.once((from_offset, rules.config), lambda: self._decode(run, from_offset, rules.config))
+        else:
+            found = self._decode(run, from_offset, rules.config)
         if found.truncated:
             raise BadInput(f"{run.topic}/{run.partition}: a record batch at {found.next_position} is cut off")
-        rejected = [_rejected(reject) for reject in found.rejects]
+        rejected = [_rejected(reject) for reject in found.rejects] if self._table.is_own else []
         raw, n = found.batch, found.n
         last_ms = max((reject.append_ms for reject in found.rejects), default=0)
         if n:
@@ -76,6 +80,13 @@ class RunDecoder:
                 raw, n = kept.raw, kept.n
                 rejected += refused
         return Decoded(raw, n, rejected, found.unknown_schema_ids, last_ms)
+
+    def _decode(self, run: RunPort, from_offset: int, config: DecoderConfig) -> DecodedRun:
+        decoder = self._pool.take()
+        try:
+            return decoder.decode(run.batches, from_offset, run.next, config)
+        finally:
+            self._pool.give_back(decoder)
 
 
 def _rejected(reject: RecordReject) -> Rejected:
@@ -169,6 +180,3 @@ class UdfFold:
 
 def _refused(event: Event, reject: Reject) -> Rejected:
     return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), ())
-
-
-MakeFold = Callable[[Keyspace], UdfFold]

@@ -6,6 +6,7 @@ Importing this imports Faust: only in the worker process.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from streams.kafka.link import Link
 from streams.kafka.run import TP, Run
 from streams.model.clock import wall_ms
 from streams.model.errors import StreamsError
-from streams.model.keyspace import Keyspace
+from streams.model.fold_table import FoldTable
 from streams.processing.catalog import Catalog, RulesCache
 from streams.processing.faust_app import FaustGroup, GroupOptions, Handlers
 from streams.processing.kafka_ports import ChangelogWriter, InputPartition
@@ -30,6 +31,7 @@ from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
 from streams.processing.ports import TaskPorts
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
+from streams.processing.shared_input import SharedInput
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
 from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold
 from streams.processing.watchdog import LagWatchdog, Verdict
@@ -72,29 +74,31 @@ class PartitionFactory:
         self.rules = RulesCache(catalog)
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{int(time.time())}"
 
-    def keyspace_of(self, topic: str) -> Keyspace:
-        """The keyspace whose events are on `topic`."""
-        return next(each for each in self.catalog.keyspaces() if each.events_topic == topic)
+    def tables_of(self, topic: str) -> list[FoldTable]:
+        """The tables that are folded from the events on `topic`."""
+        return [each for each in self.catalog.tables() if each.keyspace.events_topic == topic]
 
-    async def task(self, tp: TP, group: FaustGroup) -> PartitionTask:
-        """A new task for an input partition."""
-        options, keyspace = self.options, self.keyspace_of(tp.topic)
-        changelog = TP(keyspace.table_topic, tp.partition)
-        wasm = builtin_module(builtin_for_merge(keyspace.merge.label))
-        fold = FoldHost(wasm, self.modules, FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(keyspace.merge)))
-        identity = TaskIdentity(
-            keyspace.name, tp.partition, tp.topic, keyspace.dead_letter_topic, fold.sha256, self.owner
-        )
-        writer = TransactionalWriter(self.link, f"{keyspace.name}/{tp.partition}", _WRITER)
-        path = options.directory / keyspace.name / str(tp.partition)
+    async def task(self, table: FoldTable, tp: TP, shared: SharedInput) -> PartitionTask:
+        """A new task for a table and an input partition."""
+        options, keyspace = self.options, table.keyspace
+        changelog = TP(table.topic, tp.partition)
+        wasm = builtin_module(table.udf or builtin_for_merge(table.merge.label))
+        fold = FoldHost(wasm, self.modules, FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(table.merge)))
+        identity = TaskIdentity(table.name, tp.partition, tp.topic, keyspace.dead_letter_topic, fold.sha256, self.owner)
+        writer = TransactionalWriter(self.link, f"{table.name}/{tp.partition}", _WRITER)
+        path = options.directory / table.name / str(tp.partition)
+
+        async def seek(_: TP, offset: int) -> None:
+            await shared.seek(table.name, offset)
+
         restorer = ChangelogRestorer(
             options.bootstrap_servers, self.admin, changelog, path, RestoreOptions(), self.threads
         )
         ports = TaskPorts(
             ChangelogWriter(writer, changelog),
             restorer,
-            InputPartition(self.admin, group.seek, tp),
-            RunDecoder(self.decoders, self.rules, keyspace),
+            InputPartition(self.admin, seek, tp),
+            RunDecoder(self.decoders, self.rules, table),
             UdfFold(fold),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
@@ -115,7 +119,7 @@ class Worker:
         self._admin = Admin(options.bootstrap_servers)
         self._link = Link(options.bootstrap_servers, f"worker-{options.region}")
         self._factory = PartitionFactory(options, self._admin, self._link, catalog)
-        self._runners: dict[TP, PartitionRunner] = {}
+        self._inputs: dict[TP, SharedInput] = {}
         self._watchdog = LagWatchdog(options.watchdog)
         self._failure = ""
         self._well_s = time.monotonic()
@@ -130,29 +134,33 @@ class Worker:
     # ---- called by the group, on the event loop
 
     def _dispatch(self, run: Run, done: Callable[[], object]) -> None:
-        runner = self._runners.get(run.tp)
-        if runner is None:
+        shared = self._inputs.get(run.tp)
+        if shared is None:
             done()
         else:
-            runner.offer(run, done)
+            shared.offer(run, done)
 
     def _assign(self, assigned: frozenset[TP]) -> None:
         log.info("assigned: %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(assigned)) or "nothing")
-        for tp in sorted(assigned - self._runners.keys()):
-            self._start(tp)
+        for tp in sorted(assigned - self._inputs.keys()):
+            self._inputs[tp] = SharedInput(functools.partial(self._group.seek, tp))
+            for table in self._factory.tables_of(tp.topic):
+                self._start(table, tp)
 
-    def _start(self, tp: TP) -> None:
+    def _start(self, table: FoldTable, tp: TP) -> None:
+        shared = self._inputs[tp]
+
         async def make() -> PartitionTask:
-            return await self._factory.task(tp, self._group)
+            return await self._factory.task(table, tp, shared)
 
-        keyspace = self._factory.keyspace_of(tp.topic)
-        runner = PartitionRunner(f"{keyspace.name}/{tp.partition}", make, self.options.runner)
-        self._runners[tp] = runner
+        runner = PartitionRunner(f"{table.name}/{tp.partition}", make, self.options.runner)
+        shared.runners[table.name] = runner
         runner.start()
 
     async def _revoke(self, revoked: frozenset[TP]) -> None:
         """Let go of partitions, all at once, within one deadline."""
-        leaving = [self._runners.pop(tp) for tp in revoked if tp in self._runners]
+        inputs = [self._inputs.pop(tp) for tp in revoked if tp in self._inputs]
+        leaving = [runner for shared in inputs for runner in shared.runners.values()]
         for runner in leaving:
             self._watchdog.forget(runner.name)
         await asyncio.gather(*(runner.close(self.options.close_s) for runner in leaving))
@@ -194,14 +202,15 @@ class Worker:
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
-        await self._revoke(frozenset(self._runners))
+        await self._revoke(frozenset(self._inputs))
         await self._group.stop(self.options.close_s)
         self._factory.close()
         await self._link.stop()
         await self._admin.stop()
 
     def _by_name(self) -> dict[str, PartitionRunner]:
-        return {runner.name: runner for runner in list(self._runners.values())}
+        inputs = list(self._inputs.values())
+        return {runner.name: runner for shared in inputs for runner in list(shared.runners.values())}
 
     async def _follow_keyspaces(self) -> None:
         keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
@@ -225,7 +234,7 @@ class Worker:
         while not self._failure:
             await asyncio.sleep(self.options.probe_s)
             self._failure = self._lasting(self._group.failure)
-            tps = list(self._runners)
+            tps = list(self._inputs)
             if not tps:
                 continue
             asked_at_ms = wall_ms()
@@ -235,7 +244,9 @@ class Worker:
                 log.warning("the inputs' ends are unknown: %s", error)
                 continue
             for tp, end in ends.items():
-                self._judge(tp, asked_at_ms, end)
+                if (shared := self._inputs.get(tp)) is not None:
+                    for runner in list(shared.runners.values()):
+                        self._judge(runner, asked_at_ms, end)
 
     def _lasting(self, ailment: str) -> str:
         """`ailment` once it has lasted: agents are replaced during a rebalance, and that looks like death."""
@@ -243,10 +254,7 @@ class Worker:
         self._well_s = self._well_s if ailment else now_s
         return ailment if now_s - self._well_s > _AILING_S else ""
 
-    def _judge(self, tp: TP, asked_at_ms: int, end: int) -> None:
-        runner = self._runners.get(tp)
-        if runner is None:
-            return
+    def _judge(self, runner: PartitionRunner, asked_at_ms: int, end: int) -> None:
         task = runner.task
         committed = task.committed_position if task is not None else -1
         if task is not None:

@@ -94,9 +94,10 @@ def test_lww_takes_values_as_they_came_and_huge_ones_not_at_all() -> None:
 
 
 def test_rules_are_made_anew_only_when_schemas_change() -> None:
-    cache = RulesCache(BuiltinCatalog())
-    assert cache.rules(BUILTIN[0]) is cache.rules(BUILTIN[0])
-    assert cache.rules(BUILTIN[0]) is not cache.rules(BUILTIN[1])
+    catalog = BuiltinCatalog()
+    cache, (first, second, *_) = RulesCache(catalog), catalog.tables()
+    assert cache.rules(first) is cache.rules(first)
+    assert cache.rules(first) is not cache.rules(second)
     assert BUILTIN[1].merge is MergeType.MAX
 
 
