@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from streams.wasm.fold_host import FoldHost, Reject
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
 
-DECODER_BUDGET_BYTES = 64 << 20
+DECODER_BUDGET_BYTES = 128 << 20
 _VALUES = 9
 
 
@@ -79,7 +80,7 @@ class RunDecoder:
 
 
 def _rejected(reject: RecordReject) -> Rejected:
-    return Rejected(reject.offset, reject.text, reject.key, _bounded(reject.value), ())
+    return Rejected(reject.offset, reject.text, reject.key, _bounded(reject.value), (), reject.part)
 
 
 def _bounded(value: bytes | None) -> bytes | None:
@@ -100,7 +101,7 @@ def fit(batch: Batch, rules: KeyspaceRules) -> tuple[Batch, list[Rejected]]:
         try:
             kept.append(_fitted(event, rules.input_schema, rules))
         except BadInput as error:
-            refused.append(Rejected(event.offset, error.detail, event.key, _bounded(event.value), ()))
+            refused.append(Rejected(event.offset, error.detail, event.key, _bounded(event.value), (), event.part))
     return build(kept), refused
 
 
@@ -132,9 +133,7 @@ def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Ev
     if reader is None or writer is None:
         return event
     value = project(event.value, writer, reader)
-    return Event(
-        event.append_ms, event.hlc, event.expires_ms, event.generation, event.op, event.key, value, event.offset
-    )
+    return replace(event, value=value)
 
 
 class UdfFold:
@@ -168,7 +167,7 @@ class UdfFold:
 
 
 def _refused(event: Event, reject: Reject) -> Rejected:
-    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), ())
+    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)
 
 
 MakeFold = Callable[[Keyspace], UdfFold]

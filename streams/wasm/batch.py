@@ -25,15 +25,18 @@ _FIXED: dict[int, tuple[str, str]] = {
     6: ("key_end", "<u4"),
     8: ("value_end", "<u4"),
     10: ("offset", "<i8"),
+    11: ("part", "<i4"),
 }
-_KEYS, _VALUES, _OFFSETS = 7, 9, 10
+_KEYS, _VALUES, _OFFSETS, _PARTS = 7, 9, 10, 11
 _REQUIRED = frozenset(range(1, 10))
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a batch. `value` is the full wire format; `offset` is -1 when the batch does not know it."""
+    """One event of a batch. `value` is the full wire format; `offset` is -1 when the batch does not know it; `part` is
+    the put's position in its frame, -1 when its record is no frame.
+    """
 
     append_ms: int
     hlc: int
@@ -43,6 +46,7 @@ class Event:
     key: bytes
     value: bytes
     offset: int = -1
+    part: int = -1
 
 
 def gather(blob: Array, starts: Array, ends: Array) -> Array:
@@ -102,7 +106,7 @@ class Batch:
                 raise BadInput("key or value ends are out of order", field="batch")
 
     def column(self, name: str) -> Array:
-        """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset."""
+        """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset, part."""
         for ident, (column, _) in _FIXED.items():
             if column == name:
                 return self._sections[ident][1]
@@ -112,6 +116,11 @@ class Batch:
     def has_offsets(self) -> bool:
         """Whether the batch carries each event's Kafka offset (section 10)."""
         return _OFFSETS in self._sections
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether some of the events may be puts of frames (section 11)."""
+        return _PARTS in self._sections
 
     def event(self, index: int) -> Event:
         """One event, copied out; for reports and tests, not for the data path."""
@@ -127,6 +136,7 @@ class Batch:
             key=keys[key_at : int(key_end[index])].tobytes(),
             value=values[value_at : int(value_end[index])].tobytes(),
             offset=int(self.column("offset")[index]) if self.has_offsets else -1,
+            part=int(self.column("part")[index]) if self.has_parts else -1,
         )
 
     def events(self) -> list[Event]:
@@ -168,7 +178,8 @@ def assemble(n: int, columns: dict[int, tuple[int, bytes]]) -> Batch:
 def build(events: Sequence[Event]) -> Batch:
     """A batch of `events`, as a decoder would emit it (for tests, vectors and small inputs)."""
     columns: dict[int, tuple[int, bytes]] = {}
-    for ident in (1, 2, 3, 4, 5, 10):
+    parts = (_PARTS,) if any(e.part >= 0 for e in events) else ()
+    for ident in (1, 2, 3, 4, 5, 10, *parts):
         name, kind = _FIXED[ident]
         data = np.array([getattr(e, name) for e in events], dtype=kind)
         columns[ident] = (data.itemsize, data.tobytes())

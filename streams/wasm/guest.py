@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 
 import wasmtime
 
@@ -111,6 +112,14 @@ class Guest:
         if size > self._limits.output_bytes:
             raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
         return ctypes.string_at(self._address(ptr, size), size)
+
+    def read_pieces(self, pieces: Sequence[tuple[int, int]]) -> bytes:
+        """Copies several (pointer, length) out, one after the other, in one copy; limited together as one `read`."""
+        size = sum(length for _, length in pieces)
+        if size > self._limits.output_bytes:
+            raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
+        views = [(ctypes.c_char * length).from_address(self._address(ptr, length)) for ptr, length in pieces]
+        return b"".join(views)
 
     def describe(self, desc: int) -> tuple[bytes, int]:
         """What a descriptor {u32 ptr, u32 len, i32 status} points to, and its status (never negative)."""
