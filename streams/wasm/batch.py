@@ -27,9 +27,11 @@ _FIXED: dict[int, tuple[str, str]] = {
     10: ("offset", "<i8"),
     11: ("part", "<i4"),
 }
-_KEYS, _VALUES, _OFFSETS, _PARTS = 7, 9, 10, 11
+_KEYS, _VALUES, _OFFSETS, _PARTS, _TYPED = 7, 9, 10, 11, 64
 _REQUIRED = frozenset(range(1, 10))
 Array = npt.NDArray[Any]
+Buffer = bytes | npt.NDArray[np.uint8]
+"""Bytes that nobody changes; large ones in numpy's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Event:
     value: bytes
     offset: int = -1
     part: int = -1
+
+
+def _bytes(raw: Buffer) -> bytes:
+    return raw if isinstance(raw, bytes) else raw.tobytes()
 
 
 def gather(blob: Array, starts: Array, ends: Array) -> Array:
@@ -71,22 +77,22 @@ class Batch:
 
     __slots__ = ("_sections", "n", "raw")
 
-    def __init__(self, raw: bytes, n: int, sections: dict[int, tuple[int, Array]]) -> None:
+    def __init__(self, raw: Buffer, n: int, sections: dict[int, tuple[int, Array]]) -> None:
         self.raw = raw
         self.n = n
         self._sections = sections
 
     @classmethod
-    def parse(cls, raw: bytes) -> Batch:
+    def parse(cls, raw: Buffer) -> Batch:
         """The batch in `raw`. BadInput when it is not a whole, consistent batch v1; unknown sections are kept."""
         if len(raw) < _HEADER.size:
             raise BadInput("a batch is at least 16 bytes", field="batch")
-        magic, n, total, n_sections = _HEADER.unpack_from(raw)
+        magic, n, total, n_sections = _HEADER.unpack_from(_bytes(raw[: _HEADER.size]))
         if magic != MAGIC or total != len(raw) or n_sections > (len(raw) - 16) // 16:
             raise BadInput("not a batch v1 of this length", field="batch")
         sections: dict[int, tuple[int, Array]] = {}
-        for i in range(n_sections):
-            ident, at, size, width = _SECTION.unpack_from(raw, 16 + 16 * i)
+        table = _bytes(raw[_HEADER.size : _HEADER.size + _SECTION.size * n_sections])
+        for ident, at, size, width in _SECTION.iter_unpack(table):
             if at > total or size > total - at or (width and size != width * n):
                 raise BadInput(f"section {ident} lies outside the batch", field="batch")
             kind = _FIXED[ident][1] if ident in _FIXED else "u1"
@@ -111,6 +117,16 @@ class Batch:
             if column == name:
                 return self._sections[ident][1]
         raise KeyError(name)
+
+    @property
+    def values(self) -> Array:
+        """The blob of all values."""
+        return self._sections[_VALUES][1]
+
+    def typed_column(self, field: int, kind: str) -> Array | None:
+        """The LONG or DOUBLE cells of value field `field` as numpy's 8-byte `kind`, if the batch carries them."""
+        found = self._sections.get(_TYPED + field)
+        return None if found is None else found[1].view(kind)
 
     @property
     def has_offsets(self) -> bool:

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from streams.model.errors import StreamsError
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
+from streams.wasm.batch import Buffer
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import Limits, ModuleCache, UdfTrap
 from streams.wasm.guest import Guest
@@ -137,7 +138,7 @@ class Decoded:
     last record batch was cut off: fetch again from there; nothing of it is in `batch`).
     """
 
-    batch: bytes
+    batch: Buffer
     n: int
     rejects: list[RecordReject]
     next_position: int
