@@ -150,7 +150,8 @@ def test_bad_rows_are_left_out_one_by_one() -> None:
         (0, "", "key"), (0, "device:", "key"), (0, "score:a", "key"), (0, "device:" + "x" * 1018, "key"),
         (0, b"device:\xff", "key"), (1, "", "metric"), (1, "m" * 257, "metric"), (2, math.nan, "value"),
         (2, 2**53 + 1, "value"), (2, True, "value"), (2, "1", "value"), (3, -1, "time"),
-        (3, 253_402_300_800_000, "time"), (3, "yesterday", "time"), (4, 0.5, "ttl"), (4, "soon", "ttl"), (4, 10**12, "ttl"),
+        (3, 253_402_300_800_000, "time"), (3, "yesterday", "time"),
+        (4, 0.5, "ttl"), (4, "soon", "ttl"), (4, 10**12, "ttl"),
     ]  # fmt: skip
     rows = [good]
     for column, cell, _ in bad:
