@@ -369,32 +369,69 @@ STREAMS_INLINE uint8_t *put_body(const frame *f, uint32_t row, uint64_t prefix, 
   return p;
 }
 
+STREAMS_INLINE void fill(void *to, uint32_t at, uint64_t value, uint32_t n) {
+  uint64_t *p = (uint64_t *)to + at;
+  for (uint32_t i = 0; i < n; i++) p[i] = value;
+}
+
 /* The columns that are the same for all puts of a frame, at rows col.n … */
 static void put_constants(const record *r, uint32_t n) {
-  uint32_t at = col.n;
-  for (uint32_t i = 0; i < n; i++) col.append_ms[at + i] = r->append_ms;
-  for (uint32_t i = 0; i < n; i++) col.hlc[at + i] = r->hlc;
-  for (uint32_t i = 0; i < n; i++) col.generation[at + i] = r->generation;
-  for (uint32_t i = 0; i < n; i++) col.offset[at + i] = r->offset;
-  for (uint32_t i = 0; i < n; i++) col.part[at + i] = (int32_t)i;
-  __builtin_memset(col.op + at, (int)r->op, n);
+  int32_t *part = col.part + col.n;
+  fill(col.append_ms, col.n, (uint64_t)r->append_ms, n);
+  fill(col.hlc, col.n, r->hlc, n);
+  fill(col.generation, col.n, r->generation, n);
+  fill(col.offset, col.n, (uint64_t)r->offset, n);
+  for (uint32_t i = 0; i < n; i++) part[i] = (int32_t)i;
+  __builtin_memset(col.op + col.n, (int)r->op, n);
+}
+
+/* The bodies of all rows. Inlined with `kinds` known (3 bits for each of `columns`, at most 3), all is in locals. */
+STREAMS_INLINE uint8_t *put_bodies(const frame *f, uint64_t prefix, uint32_t columns, uint32_t kinds) {
+  frame_column a = f->columns[0], b = f->columns[1], c = f->columns[2];
+  uint32_t n = f->count, *ends = col.value_end + col.n;
+  uint8_t *base = col.values, *p = base + col.value_bytes;
+  a.kind = kinds & 7;
+  b.kind = kinds >> 3 & 7;
+  c.kind = kinds >> 6 & 7;
+  for (uint32_t i = 0; i < n; i++) {
+    streams_put64(p, prefix);
+    p = frame_put_cell(&a, i, p + 5);
+    if (columns > 1) p = frame_put_cell(&b, i, p);
+    if (columns > 2) p = frame_put_cell(&c, i, p);
+    ends[i] = (uint32_t)(p - base);
+  }
+  return p;
+}
+
+/* The shapes of the built-in schemas have loops of their own. */
+static uint8_t *put_all_bodies(const frame *f, uint64_t prefix) {
+  enum { READING = KIND_BYTES | KIND_DOUBLE << 3 | KIND_LONG << 6 };
+  uint32_t kinds = 0, n = f->count, *ends = col.value_end + col.n;
+  for (uint32_t i = 0; i < f->n_columns && i < 3; i++) kinds |= f->columns[i].kind << (3 * i);
+  if (f->n_columns == 3 && kinds == READING) return put_bodies(f, prefix, 3, READING);
+  if (f->n_columns == 1 && kinds == KIND_LONG) return put_bodies(f, prefix, 1, KIND_LONG);
+  if (f->n_columns == 1 && kinds == KIND_DOUBLE) return put_bodies(f, prefix, 1, KIND_DOUBLE);
+  if (f->n_columns == 1 && kinds == KIND_BYTES) return put_bodies(f, prefix, 1, KIND_BYTES);
+  uint8_t *base = col.values, *p = base + col.value_bytes;
+  for (uint32_t i = 0; i < n; i++) {
+    p = put_body(f, i, prefix, p);
+    ends[i] = (uint32_t)(p - base);
+  }
+  return p;
 }
 
 /* Rows of a frame whose puts are all good. */
 static void put_good_rows(const frame *f, uint64_t prefix) {
-  uint32_t n = f->count, at = col.n;
-  uint8_t *key = col.keys + col.key_bytes, *value = col.values + col.value_bytes;
+  frame_column keys = f->keys;
+  uint32_t n = f->count, *ends = col.key_end + col.n;
+  uint8_t *base = col.keys, *key = base + col.key_bytes;
   for (uint32_t i = 0; i < n; i++) {
-    key = frame_put_item(&f->keys, i, key);
-    col.key_end[at + i] = (uint32_t)(key - col.keys);
+    key = frame_put_item(&keys, i, key);
+    ends[i] = (uint32_t)(key - base);
   }
-  for (uint32_t i = 0; i < n; i++) {
-    value = put_body(f, i, prefix, value);
-    col.value_end[at + i] = (uint32_t)(value - col.values);
-  }
+  col.value_bytes = (uint32_t)(put_all_bodies(f, prefix) - col.values);
+  col.key_bytes = (uint32_t)(key - base);
   col.n += n;
-  col.key_bytes = (uint32_t)(key - col.keys);
-  col.value_bytes = (uint32_t)(value - col.values);
 }
 
 /* Rows of a frame, each judged; what is kept moves up over what is not. */
