@@ -64,7 +64,9 @@ class BatchReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it."""
+    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it. `part`:
+    its place in the frame that it came in, None for a record of its own.
+    """
 
     op: str
     key: str
@@ -74,6 +76,7 @@ class Event:
     timestamp: int
     region: str
     position: Token
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
