@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.model.errors import BadInput
-from streams.model.keys import KEY_BYTES_MAX, keyspace_of, validate_key
+from streams.model.keys import KEY_BYTES_MAX, is_name, validate_key
 from streams.model.keyspace import Keyspace
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
 from streams.serde import PREFIX_BYTES, AvroSchema, decode_body, to_avro
@@ -60,21 +60,29 @@ def with_keyspace(keys: Any, keyspace: str) -> Any:
 
 def by_keyspace(rows: Rows) -> Iterator[tuple[str, Rows]]:
     """The rows split by what their keys name, in order of first appearance; '' for keys that name nothing."""
-    left, index = rows, np.arange(len(rows.numbers))
-    while len(index):
-        first = left.keys[0].as_py()
-        name = keyspace_of(first) if first is not None and ":" in first else ""
-        if name:
-            mine = pc.fill_null(pc.starts_with(left.keys, f"{name}:"), False).to_numpy(zero_copy_only=False)
-        else:
-            found = pc.fill_null(pc.match_substring(left.keys, ":"), False)
-            mine = ~found.to_numpy(zero_copy_only=False)
-        if mine.all():
-            yield name, left
-            return
-        yield name, left.taken(np.flatnonzero(mine))
-        index = np.flatnonzero(~mine)
-        left = left.taken(index)
+    first = rows.keys[0].as_py()
+    name = _named(first)
+    if name and pc.all(pc.starts_with(rows.keys, f"{name}:"), skip_nulls=False).as_py():
+        yield name, rows
+        return
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(rows.keys.to_pylist()):
+        groups.setdefault(_named(key), []).append(index)
+    for name, found in groups.items():
+        yield name, rows.taken(np.array(found))
+
+
+def _named(key: str | None) -> str:
+    name, colon, _ = (key or "").partition(":")
+    return name if colon and is_name(name) else ""
+
+
+def key_rejections(rows: Rows) -> list[Rejection]:
+    """Rows whose keys name no keyspace, each refused for what is wrong with its key."""
+    found = []
+    for number, key in zip(rows.numbers.tolist(), rows.keys.to_pylist(), strict=True):
+        found.append(Rejection(number, str(_key_error(key) or _NO_KEY)[:REASON_CHARACTERS]))
+    return found
 
 
 def rejected(rows: Rows, error: Exception) -> list[Rejection]:
@@ -106,9 +114,7 @@ def judge(
         kept = np.ones(len(rows.numbers), bool)
         kept[list(wrong)] = False
         index = np.flatnonzero(kept)
-        rejections = [
-            Rejection(int(rows.numbers[row]), str(wrong[row])[:REASON_CHARACTERS]) for row in sorted(wrong)
-        ]
+        rejections = [Rejection(int(rows.numbers[row]), str(wrong[row])[:REASON_CHARACTERS]) for row in sorted(wrong)]
         value = {name: cells.take(pa.array(index)) if isinstance(cells, pa.Array) else cells[index]
                  for name, cells in value.items()}  # fmt: skip
         given = given[index] if isinstance(given, np.ndarray) else given
@@ -128,14 +134,20 @@ def _wrong_keys(keys: Any, keyspace: Keyspace) -> dict[int, BadInput]:
     odd = np.flatnonzero((lengths > KEY_BYTES_MAX) | (lengths <= len(keyspace.name) + 1))
     wrong: dict[int, BadInput] = {}
     for row in odd.tolist():
-        key = keys[row].as_py()
-        try:
-            if key is None:
-                raise _NO_KEY
-            validate_key(key)
-        except BadInput as error:
+        error = _key_error(keys[row].as_py())
+        if error is not None:
             wrong[row] = error
     return wrong
+
+
+def _key_error(key: str | None) -> BadInput | None:
+    try:
+        if key is None:
+            return _NO_KEY
+        validate_key(key)
+    except BadInput as error:
+        return error
+    return None
 
 
 class _Values:
@@ -152,9 +164,9 @@ class _Values:
         if self._schema.name == "streams.Json" == self._keyspace.schema:
             return {"json": self._json()}
         fields = self._schema.tree.fields
-        if self._schema.tree.kind != "record" or not all(f.node.kind in _FLAT and not f.node.logical for f in fields):
-            if self._keyspace.schema != "streams.Reading":
-                return {"": self._bodies()}
+        plain = self._schema.tree.kind == "record" and all(f.node.kind in _FLAT and not f.node.logical for f in fields)
+        if not plain and self._keyspace.schema != "streams.Reading":
+            return {"": self._bodies()}
         names = [member.name for member in fields]
         right = self._rows.only(names)
         cells: dict[str, Any] = {}

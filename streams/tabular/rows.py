@@ -22,6 +22,9 @@ Cells = tuple[Any, Array]
 """Cells of a column, and which of them are right. Wrong ones hold anything."""
 
 EXACT_MAX = 1 << 53
+DECODED_BYTES_MAX = 256 << 20
+"""What a column written as a dictionary may take written out, for one slice of rows."""
+
 _INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$"
 _TEXT = r"^[^\s\"\[{\-0-9]"
@@ -313,7 +316,9 @@ class JsonRows:
         """Strings."""
         cells = self._get(name)
         right = self._typed(cells, {str})
-        return pa.array(cells if right.all() else [c if type(c) is str else "" for c in cells], pa.large_string()), right
+        return pa.array(
+            cells if right.all() else [c if type(c) is str else "" for c in cells], pa.large_string()
+        ), right
 
     def times_ms(self, name: str, default_ms: int) -> Cells:
         """Milliseconds or ISO 8601."""
@@ -406,7 +411,14 @@ def _nulled(cells: Any) -> Any:
 
 
 def _decoded(column: Any) -> Any:
-    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_dictionary(column.type):
+        return column
+    values = column.dictionary
+    if is_text(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        size = pc.sum(pc.cast(pc.binary_length(values), pa.int64()).take(column.indices)).as_py() or 0
+        if size > DECODED_BYTES_MAX:
+            raise BadInput(f"a dictionary column of {size} bytes", field="body", fix="send smaller record batches")
+    return pc.cast(column, column.type.value_type)
 
 
 def _key_text(column: Any) -> Any:

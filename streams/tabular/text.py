@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +18,12 @@ from streams.tabular.rows import CsvRows, JsonRows, Rows, csv_cell, text_array
 
 LINE_BYTES_MAX = 16 << 20
 CSV_FIELD_MAX = 16 << 20
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 512 << 10
 _NDJSON_FIELDS = {"key", "value", "ttl"}
 _LINE_FIX = 'send {"key", "value", "ttl"?}'
-_BIG_DIGITS = re.compile(rb"\d{19}")
-_SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
+_SHAPE = bytes.maketrans(b"123456789\t\r\n", b"0" * 9 + b" " * 3)
+_BIG_DIGITS, _SPACED = b"0" * 19, b'" '
+"""What is looked for once digits and white space are all one: much faster than regular expressions."""
 
 Parsed = tuple[Rows | None, list[Rejection]]
 
@@ -116,7 +116,8 @@ class NdjsonRows:
     @staticmethod
     def _quick(block: bytes, lines: list[bytes], first: int) -> JsonRows | None:
         """All lines at once, when nothing about them is doubtful: the same doubts as `parse_json` has of one."""
-        if b"[" in block or _BIG_DIGITS.search(block) or _SPACED_COLON.search(block):
+        shape = block.translate(_SHAPE)
+        if b"[" in block or _BIG_DIGITS in shape or _SPACED in shape:
             return None
         try:
             puts = list(map(orjson.loads, lines))
