@@ -55,7 +55,9 @@ def with_keyspace(keys: Any, keyspace: str) -> Any:
     have = pc.starts_with(keys, prefix)
     if pc.all(have, skip_nulls=False).as_py():
         return keys
-    return pc.if_else(have, keys, pc.binary_join_element_wise(pa.scalar(prefix, keys.type), keys, ""))
+    return pc.if_else(
+        have, keys, pc.binary_join_element_wise(pa.scalar(prefix, keys.type), keys, pa.scalar("", keys.type))
+    )
 
 
 def by_keyspace(rows: Rows) -> Iterator[tuple[str, Rows]]:
