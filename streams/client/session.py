@@ -124,7 +124,7 @@ class AsyncClient:
             return await self._in_slices(self._put_slice, batches)
         from streams.client.direct import sender_for
 
-        sender = await sender_for(self._get_json, self._bootstrap_servers, keyspace)
+        sender = await sender_for(self.get_json, self._bootstrap_servers, keyspace)
         await sender.start()
         try:
             return await self._in_slices(lambda batch: self._append_slice(sender, batch), batches)
@@ -162,7 +162,8 @@ class AsyncClient:
         listed = tuple(Rejected(each.line, each.reason) for each in ready.rejections[:REJECTED_MAX])
         return BatchReceipt(ready.accepted, listed, len(ready.rejections), token)
 
-    async def _get_json(self, path: str) -> Any:
+    async def get_json(self, path: str) -> Any:
+        """The JSON that a path of the gateway answers."""
         return await self._transport.json("GET", path, {})
 
     async def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:

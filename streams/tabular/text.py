@@ -14,7 +14,8 @@ import pyarrow as pa
 from streams.model.errors import BadInput
 from streams.serde import parse_json
 from streams.tabular.judge import REASON_CHARACTERS, Rejection
-from streams.tabular.rows import CsvRows, JsonRows, Rows, csv_cell, text_array
+from streams.tabular.rows import CsvRows, JsonRows, Rows, text_array
+from streams.tabular.shape import AS_IS, Shape
 
 LINE_BYTES_MAX = 16 << 20
 CSV_FIELD_MAX = 16 << 20
@@ -94,9 +95,10 @@ def _lengths_checked(block: bytes) -> Iterator[bytes | None]:
 
 
 class NdjsonRows:
-    """One JSON object per line: `{"key", "value", "ttl"?}`. Blank lines are passed over."""
+    """A JSON object per line: `{"key", "value", "ttl"?}`, or what `shape` makes one of. Blank lines are no rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape = AS_IS) -> None:
+        self._shape = shape
         self._line = 0
 
     def parse(self, block: bytes | None) -> Parsed:
@@ -110,7 +112,7 @@ class NdjsonRows:
         if not lines[-1]:
             lines.pop()
         first, self._line = self._line + 1, self._line + len(lines)
-        quick = self._quick(block, lines, first)
+        quick = self._quick(block, lines, first) if self._shape.plain else None
         return (quick, []) if quick is not None else self._exact(lines, first)
 
     @staticmethod
@@ -139,14 +141,13 @@ class NdjsonRows:
                 return None
         return JsonRows(text_array(keys), values, ttls, np.arange(first, first + len(lines)))
 
-    @staticmethod
-    def _exact(lines: list[bytes], first: int) -> Parsed:
+    def _exact(self, lines: list[bytes], first: int) -> Parsed:
         keys, values, ttls, numbers, bad = [], [], [], [], []
         for number, raw in enumerate(lines, first):
             if not raw or raw.isspace():
                 continue
             try:
-                key, value, ttl = _put(raw)
+                key, value, ttl = _put(raw, self._shape)
             except BadInput as error:
                 bad.append(Rejection(number, str(error)[:REASON_CHARACTERS]))
                 continue
@@ -162,10 +163,12 @@ class NdjsonRows:
         return None, []
 
 
-def _put(raw: bytes) -> tuple[str, object, object]:
+def _put(raw: bytes, shape: Shape) -> tuple[str, object, object]:
     body = parse_json(raw, field="line")
     if type(body) is not dict:
         raise BadInput("not an object", fix=_LINE_FIX)
+    if not shape.plain:
+        body = shape.put(body)
     if body.keys() - _NDJSON_FIELDS:
         unknown = min(body.keys() - _NDJSON_FIELDS)
         raise BadInput("there is no such field here", field=unknown[:80], fix=_LINE_FIX)
@@ -179,9 +182,11 @@ def _put(raw: bytes) -> tuple[str, object, object]:
 
 class CsvBlocks:
     """CSV with a header. Columns `key`, then `value` (JSON, or plain text), `ttl`; if there are others, all of them but
-    `key` and `ttl` are the value's fields. The first line is line 1; quoted fields may span lines."""
+    `key` and `ttl` are the value's fields. The first line is line 1; quoted fields may span lines. `shape`: as columns
+    are to be, for a file's that are otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape = AS_IS) -> None:
+        self._shape = shape
         self._line = 0
         self._columns: list[str] | None = None
         self._open: list[bytes] = []
@@ -217,7 +222,7 @@ class CsvBlocks:
             try:
                 fields = _fields(raw)
                 if self._columns is None:
-                    self._columns = _header(fields)
+                    self._columns = _header(fields, self._shape)
                     continue
                 if len(fields) != len(self._columns):
                     count = len(self._columns)
@@ -235,7 +240,7 @@ class CsvBlocks:
         made: dict[str, Any] = {
             name: pa.array(column, pa.large_string()) for name, column in zip(self._columns, cells, strict=True)
         }
-        return CsvRows(made, np.array(numbers, np.int64)), bad
+        return CsvRows(made if self._shape.plain else self._shape.columns(made), np.array(numbers, np.int64)), bad
 
     def _plain(self, lines: list[bytes]) -> Iterator[tuple[bytes, int]]:
         for raw in lines:
@@ -260,10 +265,13 @@ class CsvBlocks:
                 bad.append(Rejection(self._open_line, reason))
 
 
-def _header(fields: list[str]) -> list[str]:
+def _header(fields: list[str], shape: Shape) -> list[str]:
     if any("\r" in name for name in fields):
         raise BadInput("the CSV's lines end in CR alone", field="body", fix="end lines with LF or CRLF")
     columns = [name.strip().removeprefix("\ufeff") for name in fields]
+    if not shape.plain:
+        shape.check(columns)
+        return columns
     if "key" not in columns or len(columns) < 2 or len(set(columns)) != len(columns):
         raise BadInput(
             "the CSV's first line is no header with a `key` column",
@@ -287,5 +295,4 @@ def _fields(raw: bytes) -> list[str]:
     return rows[0]
 
 
-__all__ = ["BlockCutter", "CsvBlocks", "NdjsonRows", "csv_cell"]
 csv.field_size_limit(CSV_FIELD_MAX)
