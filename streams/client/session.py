@@ -311,6 +311,7 @@ def _event(body: dict[str, Any], position: str) -> Event:
         body["timestamp"],
         body["region"],
         Token.decode(position),
+        body.get("part"),
     )
 
 

@@ -65,7 +65,9 @@ class BatchReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it."""
+    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it. `part`:
+    its place in the frame that it came in, None for a record of its own.
+    """
 
     op: str
     key: str
@@ -75,6 +77,7 @@ class Event:
     timestamp: int
     region: str
     position: Token
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 from streams.definitions.registry import Definitions
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
-from streams.serde import DELETE, PURGE, AvroSchema, load_builtin
+from streams.serde import DELETE, FRAME, PURGE, AvroSchema, load_builtin
 from streams.wasm.avro_program import avro_program
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
 from streams.wasm.decoder import DecoderConfig, SchemaProgram
@@ -76,7 +76,8 @@ def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema]) -> Keyspa
     wanted = _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
-    return KeyspaceRules(DecoderConfig(keyspace.name, programs, keyspace.ttl_ms), reader, others)
+    config = DecoderConfig(keyspace.name, programs, keyspace.ttl_ms, frame_schema_id=builtin[FRAME].id)
+    return KeyspaceRules(config, reader, others)
 
 
 class DefinitionsCatalog:

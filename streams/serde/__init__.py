@@ -2,6 +2,7 @@
 
 from streams.serde.codec import PREFIX_BYTES, SchemaSet, decode_body, encode, project, wire_schema_id
 from streams.serde.compatibility import DEFAULT_LEVEL, LEVELS, check_level, compatibility, unreadable
+from streams.serde.frame_checks import RejectedRow, columns_for
 from streams.serde.frame_columns import Columns, Dictionary, Items, Raw
 from streams.serde.frame_reader import FrameColumns, decode_frame
 from streams.serde.frames import Frame, encode_frames, is_frame
@@ -23,8 +24,10 @@ __all__ = [
     "FrameColumns",
     "Items",
     "Raw",
+    "RejectedRow",
     "SchemaSet",
     "check_level",
+    "columns_for",
     "compatibility",
     "decode_body",
     "decode_frame",

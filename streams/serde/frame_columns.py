@@ -51,7 +51,7 @@ class Dictionary:
 class Raw:
     """A column whose cells are Avro binary already (any Avro type, or several fields at once)."""
 
-    cells: Sequence[bytes] | Array | Items | Dictionary
+    cells: Sequence[bytes] | Array | Items | Dictionary | Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Columns:
     `ttl_ms`: one for all, one per put (0: none given), or None. Puts of one key keep their order.
     """
 
-    keys: Sequence[str | bytes] | Array | Items | Dictionary
+    keys: Sequence[str | bytes] | Array | Items | Dictionary | Texts
     value: Mapping[str, Any] | Raw
     ttl_ms: int | Array | None = None
 
@@ -90,6 +90,8 @@ class Texts:
 
 def texts_of(given: Any, field: str) -> Texts:
     """A variable-width column in any of its forms. BadInput names `field`."""
+    if isinstance(given, Texts):
+        return given
     if isinstance(given, Dictionary):
         items = texts_of(given.uniques, field)
         codes = np.asarray(given.indices)

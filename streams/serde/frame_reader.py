@@ -58,7 +58,7 @@ def decode_frame(value: bytes) -> FrameColumns:
         _bad("count", f"{count} puts in {len(value)} bytes")
     if len(columns) > FRAME_COLUMNS_MAX:
         _bad("values", f"over {FRAME_COLUMNS_MAX} columns")
-    budget = _Budget(FRAME_EXPANSION_MAX * len(value) - 5 * count)
+    budget = _Budget(FRAME_EXPANSION_MAX * len(value))
     if frame["keys"]["kind"] != BYTES:
         _bad("keys.kind", "keys are BYTES")
     keys = _texts(frame["keys"], count, "keys", budget, sized=False)
@@ -72,7 +72,7 @@ def decode_frame(value: bytes) -> FrameColumns:
 
 
 class _Budget:
-    """What a frame may still expand to, in bytes."""
+    """What a frame's cells may still expand to, counting 10 bytes for a LONG and no lengths."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -90,9 +90,8 @@ def _cells(column: dict[str, Any], count: int, field: str, budget: _Budget) -> l
         return _texts(column, count, field, budget, sized=kind == BYTES)
     numbers = _numbers(column, count, field)
     if kind == LONG:
-        cells = [_long(number) for number in numbers.tolist()]
-        budget.spend(sum(map(len, cells)))
-        return cells
+        budget.spend(10 * count)
+        return [_long(number) for number in numbers.tolist()]
     raw = numbers.tobytes()
     budget.spend(len(raw))
     width = numbers.dtype.itemsize
@@ -137,12 +136,11 @@ def _texts(column: dict[str, Any], count: int, field: str, budget: _Budget, *, s
     slices = [data[at:end] for at, end in zip(starts, ends.tolist(), strict=True)]
     if sized:
         slices = [_long(len(each)) + each for each in slices]
-    sizes = np.fromiter(map(len, slices), np.int64, items)
     if column["encoding"] == "PLAIN":
-        budget.spend(int(sizes.sum()))
+        budget.spend(len(data))
         return slices
     indices = _indices(column, count, field)
-    budget.spend(int(sizes[indices].sum()))
+    budget.spend(int(lengths[indices].sum()))
     return [slices[index] for index in indices.tolist()]
 
 
