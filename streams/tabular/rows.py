@@ -115,7 +115,10 @@ class ArrowRows:
     """Rows of an Arrow record batch with a column `key`. Validated: what comes from outside may be corrupt."""
 
     def __init__(self, batch: Any, first_number: int = 1) -> None:
-        names = batch.schema.names
+        try:
+            names = batch.schema.names
+        except UnicodeError:
+            raise BadInput("a column's name is not UTF-8", field="body", fix="send a valid Arrow stream") from None
         if len(set(names)) != len(names) or "key" not in names:
             raise BadInput("there is no column `key`, or a name occurs twice", field="key", fix="name columns once")
         try:
@@ -280,7 +283,7 @@ class CsvRows(ArrowRows):
         cells = self._columns.get(name)
         if cells is None:
             return self._none(kind.to_pandas_dtype())
-        right = _array(pc.match_substring_regex(cells, pattern), False)
+        right = _array(pc.match_substring_regex(cells, pattern), False) & _array(pc.not_equal(cells, "-0"), False)
         whole = cells if right.all() else pc.if_else(pa.array(right), cells, "0")
         return _array(pc.cast(whole, kind), 0), right
 
