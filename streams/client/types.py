@@ -54,12 +54,13 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class BatchReceipt:
-    """What became of a batch. `rejected` lists the first ones, `rejected_count` counts all."""
+    """What became of a batch. `accepted` are durable; `rejected` lists the first ones, `rejected_count` counts all."""
 
     accepted: int
     rejected: tuple[Rejected, ...]
     rejected_count: int
     token: Token
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
