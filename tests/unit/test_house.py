@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,45 @@ def test_no_fixed_sleeps_in_tests() -> None:
             ):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not found, found
+
+
+def imported(pattern: str) -> set[str]:
+    """Top-level names that the files matching `pattern` import."""
+    found: set[str] = set()
+    for path in tracked(pattern):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"streams", "schemas", "wasm_udfs", "tests"}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    """The distributions that requirements name, as their top-level modules are usually spelt."""
+    names = (re.split(r"[=<>\[ ;]", each)[0] for each in requirements)
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
+
+
+MODULES = {"faust-streaming": "faust", "pyyaml": "yaml", "import-linter": "importlinter"}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """`pip install .` must suffice: what another package happens to bring may be gone with its next version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtime = declared(project["dependencies"])
+    assert not imported("streams/*.py") - runtime
+    assert not imported("tests/*.py") - runtime - declared(project["optional-dependencies"]["test"])
+
+
+def test_the_hashed_requirements_hold_what_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, wanted in (
+        ("requirements.txt", project["dependencies"]),
+        ("requirements-test.txt", project["dependencies"] + project["optional-dependencies"]["test"]),
+    ):
+        text = (ROOT / name).read_text()
+        assert "://" not in text, f"{name} holds a URL"
+        pinned = [re.sub(r"\[.*\]", "", each) for each in wanted if "==" in each]
+        missing = [each for each in pinned if f"\n{each} " not in f"\n{text}"]
+        assert not missing, f"{name} was not compiled anew: {missing}"
