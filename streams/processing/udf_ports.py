@@ -169,6 +169,10 @@ class UdfFold:
         rows = self._host.take()
         return rows, [_refused(late.event, late.reject) for late in self._host.late_rejects]
 
+    def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
+        """What the UDF puts out with the rows of the last take."""
+        return self._host.take_outputs()
+
     def committed(self) -> None:
         """The rows of the last take are in the store."""
         self._host.committed()
