@@ -77,7 +77,7 @@ def tail(
     async def work(edge: AsyncClient) -> None:
         left = count
         async for event in edge.subscribe(keyspace, since=since, prefix=prefix):
-            _print(_plain(event, "position"))
+            _print(_plain(event, "position", *(("part",) if event.part is None else ())))
             if left is not None:
                 left -= 1
                 if not left:

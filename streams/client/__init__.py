@@ -22,14 +22,27 @@ __all__ = [
 ]
 
 
-def connect(url: str, *, token: str | Token | None = None, bearer: str | None = None) -> AsyncClient:
+def connect(
+    url: str,
+    *,
+    token: str | Token | None = None,
+    bearer: str | None = None,
+    bootstrap_servers: str | None = None,
+) -> AsyncClient:
     """A session with the gateway at `url`, to be used as `async with connect(url) as edge`.
 
     `token`: carry on from another session. `bearer`: the token that authorises, where gateways ask for one.
+    `bootstrap_servers`: the region's Kafka, to which `put_many` then goes straight, the fastest way.
     """
-    return AsyncClient(url, token=token, bearer=bearer)
+    return AsyncClient(url, token=token, bearer=bearer, bootstrap_servers=bootstrap_servers)
 
 
-def connect_sync(url: str, *, token: str | Token | None = None, bearer: str | None = None) -> Client:
+def connect_sync(
+    url: str,
+    *,
+    token: str | Token | None = None,
+    bearer: str | None = None,
+    bootstrap_servers: str | None = None,
+) -> Client:
     """The synchronous twin of `connect`: `with connect_sync(url) as edge`."""
-    return Client(lambda: AsyncClient(url, token=token, bearer=bearer))
+    return Client(lambda: AsyncClient(url, token=token, bearer=bearer, bootstrap_servers=bootstrap_servers))

@@ -13,14 +13,14 @@ from streams.model.errors import BadInput
 _FIX = "pass a dict of columns of one length with a `key` column, a data frame, or puts as dicts"
 
 
-def lines_of(keyspace: str | None, table: Any) -> Iterator[bytes]:
+def lines_of(keyspace: str | None, table: Any, default_ttl: float | str | None = None) -> Iterator[bytes]:
     """NDJSON lines of `{"key", "value", "ttl"?}`.
 
     Columns: `key` (with the keyspace, or `keyspace` is put before it), `value` or the value's fields, and `ttl`.
     BadInput when the shape is none of these. pandas, polars and Arrow are recognised by their methods, not imported.
     """
     for row in _rows(table):
-        key, ttl = row.get("key"), row.get("ttl")
+        key, ttl = row.get("key"), row.get("ttl", default_ttl)
         if keyspace is not None and isinstance(key, str) and not key.startswith(f"{keyspace}:"):
             key = f"{keyspace}:{key}"
         fields = {k: v for k, v in row.items() if k not in ("key", "ttl")}

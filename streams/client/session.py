@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -16,11 +16,18 @@ import orjson
 from streams.client.columns import dump, lines_of
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
-from streams.model.errors import BadInput, NotFound, Timeout, Unavailable
+from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
 from streams.model.token import Token
+from streams.model.ttl import parse_ttl_ms
+
+if TYPE_CHECKING:
+    from streams.client.direct import KafkaSender
 
 BATCH_BYTES = 4 << 20
 PAGE_ROWS = 1_000
+REJECTED_MAX = 1_000
+"""How many rejected rows a receipt lists."""
+
 LEADERBOARD = "score"
 NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
@@ -35,8 +42,16 @@ class AsyncClient:
     `streams.model.errors`. Safe for concurrent use in one event loop.
     """
 
-    def __init__(self, url: str, *, token: str | Token | None = None, bearer: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | Token | None = None,
+        bearer: str | None = None,
+        bootstrap_servers: str | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._bootstrap_servers = bootstrap_servers
         self._transport = Transport(self.url, bearer)
         if token:
             self.observe(token)
@@ -92,23 +107,75 @@ class AsyncClient:
             raise
         return Row(**body)
 
-    async def put_many(self, keyspace: str, table: Any) -> BatchReceipt:
-        """Put many: a dict of columns, numpy arrays, an Arrow table, a pandas or polars frame, or dicts of puts.
+    async def put_many(self, keyspace: str, table: Any, ttl: float | str | None = None) -> BatchReceipt:
+        """Put many: a dict of columns, numpy arrays, Arrow, a pandas or polars frame, or dicts of puts.
 
-        Columns: `key` (the keyspace is put before it if it is not there), `value` or the value's fields, `ttl`.
+        Columns: `key` (the keyspace is put before it if it is not there), `value` or the value's fields, `ttl` (else
+        `ttl` for all). Sent slice by slice, the next when the last is durable; straight to Kafka when the session has
+        `bootstrap_servers`. An error says how many puts are durable; rejected rows are listed by number, from 1.
         """
-        return await self._put_lines(lines_of(keyspace, table))
+        from streams.tabular.tables import batches_of
+
+        ttl_ms = None if ttl is None else parse_ttl_ms(ttl)
+        batches = batches_of(keyspace, table, ttl_ms)
+        if batches is None:
+            return await self._put_lines(lines_of(keyspace, table, ttl))
+        if self._bootstrap_servers is None:
+            return await self._in_slices(self._put_slice, batches)
+        from streams.client.direct import sender_for
+
+        sender = await sender_for(self.get_json, self._bootstrap_servers, keyspace)
+        await sender.start()
+        try:
+            return await self._in_slices(lambda batch: self._append_slice(sender, batch), batches)
+        finally:
+            await sender.stop()
+
+    async def _in_slices(self, put: Callable[[Any], Awaitable[BatchReceipt]], batches: Iterator[Any]) -> BatchReceipt:
+        receipts: list[BatchReceipt] = []
+        began_s, first = time.monotonic(), 0
+        following = await asyncio.to_thread(next, batches, None)
+        while (batch := following) is not None:
+            sending = asyncio.ensure_future(put(batch))
+            try:
+                following = await asyncio.to_thread(next, batches, None)
+                receipts.append(_shifted(await sending, first))
+            except StreamsError as error:
+                await asyncio.wait([sending])
+                durable = sum(receipt.accepted for receipt in receipts)
+                error.detail = f"{error.detail}; the slices before this hold {durable} puts, which are durable"
+                raise
+            first += batch.num_rows
+        return _joined(receipts, time.monotonic() - began_s)
+
+    async def _put_slice(self, batch: Any) -> BatchReceipt:
+        from streams.tabular.tables import encoded
+
+        return await self.put_raw(await asyncio.to_thread(encoded, batch), "application/vnd.apache.arrow.stream")
+
+    async def _append_slice(self, sender: KafkaSender, batch: Any) -> BatchReceipt:
+        from streams.tabular.rows import ArrowRows
+
+        ready = await asyncio.to_thread(lambda: sender.prepare(ArrowRows(batch)))
+        token = await sender.send(ready.frames)
+        self.observe(token)
+        listed = tuple(Rejected(each.line, each.reason) for each in ready.rejections[:REJECTED_MAX])
+        return BatchReceipt(ready.accepted, listed, len(ready.rejections), token)
+
+    async def get_json(self, path: str) -> Any:
+        """The JSON that a path of the gateway answers."""
+        return await self._transport.json("GET", path, {})
 
     async def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
         """Put many `{"key", "value", "ttl"?}`; good ones are accepted, bad ones listed with their line from 1."""
         return await self._put_lines(lines_of(None, puts))
 
     async def _put_lines(self, lines: Iterator[bytes]) -> BatchReceipt:
-        receipts, first_line = [], 1
+        receipts, first_line, began_s = [], 1, time.monotonic()
         for count, chunk in _chunks(lines):
             receipts.append(_shifted(await self.put_raw(chunk, "application/x-ndjson"), first_line - 1))
             first_line += count
-        return _joined(receipts)
+        return _joined(receipts, time.monotonic() - began_s)
 
     async def put_raw(self, body: bytes | AsyncIterator[bytes], content_type: str) -> BatchReceipt:
         """One batch request as it is: NDJSON or CSV bytes, or a stream of them."""
@@ -244,6 +311,7 @@ def _event(body: dict[str, Any], position: str) -> Event:
         body["timestamp"],
         body["region"],
         Token.decode(position),
+        body.get("part"),
     )
 
 
@@ -265,13 +333,14 @@ def _shifted(receipt: BatchReceipt, by: int) -> BatchReceipt:
     return BatchReceipt(receipt.accepted, rejected, receipt.rejected_count, receipt.token)
 
 
-def _joined(receipts: list[BatchReceipt]) -> BatchReceipt:
+def _joined(receipts: list[BatchReceipt], seconds: float) -> BatchReceipt:
     token = Token()
     for receipt in receipts:
         token = token.merge(receipt.token)
     return BatchReceipt(
         sum(receipt.accepted for receipt in receipts),
-        tuple(each for receipt in receipts for each in receipt.rejected),
+        tuple(each for receipt in receipts for each in receipt.rejected)[:REJECTED_MAX],
         sum(receipt.rejected_count for receipt in receipts),
         token,
+        seconds,
     )

@@ -61,9 +61,9 @@ class Client:
         """See AsyncClient.get."""
         return self._run(self._edge.get(key, max_staleness_ms=max_staleness_ms))
 
-    def put_many(self, keyspace: str, table: Any) -> BatchReceipt:
+    def put_many(self, keyspace: str, table: Any, ttl: float | str | None = None) -> BatchReceipt:
         """See AsyncClient.put_many."""
-        return self._run(self._edge.put_many(keyspace, table))
+        return self._run(self._edge.put_many(keyspace, table, ttl))
 
     def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
         """See AsyncClient.put_batch."""

@@ -54,17 +54,20 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class BatchReceipt:
-    """What became of a batch. `rejected` lists the first ones, `rejected_count` counts all."""
+    """What became of a batch. `accepted` are durable; `rejected` lists the first ones, `rejected_count` counts all."""
 
     accepted: int
     rejected: tuple[Rejected, ...]
     rejected_count: int
     token: Token
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it."""
+    """An event of a keyspace. `op`: put, delete or invalid. `position`: subscribe from here to go on after it. `part`:
+    its place in the frame that it came in, None for a record of its own.
+    """
 
     op: str
     key: str
@@ -74,6 +77,7 @@ class Event:
     timestamp: int
     region: str
     position: Token
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

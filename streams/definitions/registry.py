@@ -23,6 +23,7 @@ from streams.model.row import MergeType
 from streams.model.topology import Topology
 from streams.serde import (
     DELETE,
+    FRAME,
     PURGE,
     AvroSchema,
     SchemaSet,
@@ -366,7 +367,7 @@ def _keyspace_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema |
 def _schema_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema | None) -> list[Entry]:
     """Register the keyspace's schema, or check that it is there; it must be what the merge type folds."""
     builtin = load_builtin()
-    if wanted.schema in (DELETE, PURGE):
+    if wanted.schema in (DELETE, PURGE, FRAME):
         raise BadInput(f"{wanted.schema} is the platform's own", field="schema", fix="choose a schema of values")
     declared = _FOLDED.get(wanted.merge)
     if declared is not None and wanted.schema != declared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,6 +37,9 @@ class _AnyText(Convertor[str]):
 
 register_url_convertor("any", _AnyText())
 log = logging.getLogger(__name__)
+
+HASHED_INLINE_BYTES = 256 << 10
+"""Larger bodies are hashed in a thread, which lets the event loop go on."""
 
 Handler = Callable[[Call], Awaitable[Reply]]
 
@@ -139,7 +143,9 @@ class Endpoint:
             return await operation.handler(call), False
         target = bytes(call.scope.get("raw_path") or b"") + b"?" + bytes(call.scope["query_string"])
         body = await call.body()
-        print_ = fingerprint(call.method, target, call.content_type, call.principal.name, body)
+        facts = (call.method, target, call.content_type, call.principal.name, body)
+        large = len(body) >= HASHED_INLINE_BYTES
+        print_ = await asyncio.to_thread(fingerprint, *facts) if large else fingerprint(*facts)
         return await self._services.idempotency.run(key, print_, lambda: self._settled(operation, call))
 
     @staticmethod

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streams.edge.edge_store import Staleness
 from streams.edge.edge_table import EdgeTable
 from streams.kafka.batches import Headers, Record
@@ -59,8 +62,10 @@ class EventLog(Protocol):
         """Append one record, durably."""
         ...
 
-    async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
-        """Append many, durably, in order per partition."""
+    async def put_batch(
+        self, topic: str, records: Sequence[Record], partitions: NDArray[np.int32] | None = None
+    ) -> BatchMeta:
+        """Append many, durably, in order per partition; by key where no partitions are given."""
         ...
 
 
@@ -74,6 +79,10 @@ class Catalogue(Protocol):
 
     def keyspace(self, name: str) -> Keyspace:
         """A keyspace; NotFound."""
+        ...
+
+    def schema_of(self, keyspace: Keyspace) -> AvroSchema | None:
+        """What values of a keyspace are written with."""
         ...
 
     def to_avro(self, keyspace: Keyspace | str, body: Any, now_ms: int | None = None) -> bytes:

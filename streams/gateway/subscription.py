@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from streams.gateway.context import Gateway
 from streams.gateway.event_stream import IDLE, RETRY, event, mark
@@ -14,13 +16,32 @@ from streams.model.errors import BadInput, Conflict
 from streams.model.keys import validate_key
 from streams.model.keyspace import Keyspace
 from streams.model.token import Input, Token
-from streams.serde import DELETE, PURGE, load_builtin, wire_schema_id
+from streams.serde import DELETE, PURGE, decode_frame, is_frame, load_builtin, wire_schema_id
 
 _FETCH = FetchOptions(max_wait_ms=100, client_id="streams-subscribe")
 _BYTES_AT_ONCE = 1 << 20
+_EVENTS_AT_ONCE = 200
+"""Events made before others of this process get a turn: a frame may hold thousands."""
 
 
-async def start_positions(gateway: Gateway, keyspace: Keyspace, since: str | None) -> dict[tuple[str, int], int]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a follower is in a partition: its next record, and how many puts of it (a frame) were shown already."""
+
+    offset: int
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A record of its own, or a frame's put in the form of one. `after`: where to go on."""
+
+    record: EventRecord
+    part: int | None
+    after: Place
+
+
+async def start_positions(gateway: Gateway, keyspace: Keyspace, since: str | None) -> dict[tuple[str, int], Place]:
     """Where to begin, by partition. `since`: a token, `start`, or None for now.
 
     A partition that the token does not name begins at the log's start: nothing is missed. Conflict when events after
@@ -31,64 +52,114 @@ async def start_positions(gateway: Gateway, keyspace: Keyspace, since: str | Non
     async with Admin(gateway.region.bootstrap_servers) as admin:
         ends = await admin.end_offsets(partitions)
         if since is None:
-            return {tp: ends[tp] for tp in partitions}  # type: ignore[index]
+            return {tp: Place(ends[tp]) for tp in partitions}  # type: ignore[index]
         starts = await admin.start_offsets(partitions)
     if since == "start":
-        return {tp: starts[tp] for tp in partitions}  # type: ignore[index]
+        return {tp: Place(starts[tp]) for tp in partitions}  # type: ignore[index]
     token = Token.decode(since)
-    found: dict[tuple[str, int], int] = {}
+    found: dict[tuple[str, int], Place] = {}
     for tp in partitions:
         start, end = starts[tp], ends[tp]  # type: ignore[index]
-        position = token.positions.get(Input(gateway.region.name, topic, tp[1]), start)
-        if position < start:
+        place = place_of(token, Input(gateway.region.name, topic, tp[1]), start)
+        if place.offset < start:
             raise Conflict(
-                f"events {position} to {start - 1} of {topic}/{tp[1]} are no longer in the log",
+                f"events {place.offset} to {start - 1} of {topic}/{tp[1]} are no longer in the log",
                 field="from",
                 fix="read the table, then subscribe from now or from=start",
             )
-        if position > end:
+        if place.offset > end:
             raise BadInput(
-                f"the token is at {position} of {topic}/{tp[1]}, past its end {end}", field="from", fix="use another"
+                f"the token is at {place.offset} of {topic}/{tp[1]}, past its end {end}",
+                field="from",
+                fix="use another",
             )
-        found[tp] = position
+        found[tp] = place
     return found
 
 
+def place_of(token: Token, source: Input, start: int) -> Place:
+    """Where a token says to go on: inside a frame when only some of its puts were shown."""
+    position = token.positions.get(source, start)
+    part = token.parts.get(source)
+    return Place(position) if part is None or not position else Place(position - 1, part)
+
+
+def token_of(region: str, at: Mapping[tuple[str, int], Place]) -> str:
+    """The text form of places. Inside a frame: the position after it, and how many of its puts were shown."""
+    inputs = {Input(region, topic, number): place for (topic, number), place in at.items()}
+    positions = {source: place.offset + bool(place.part) for source, place in inputs.items()}
+    return Token(positions, {source: place.part for source, place in inputs.items() if place.part}).encode()
+
+
 async def follow(
-    gateway: Gateway, keyspace: Keyspace, positions: dict[tuple[str, int], int], prefix: str
+    gateway: Gateway, keyspace: Keyspace, positions: dict[tuple[str, int], Place], prefix: str
 ) -> AsyncIterator[bytes]:
-    """The events from `positions` on, as frames; idle comments in between."""
+    """The events from `positions` on, as server-sent events; idle comments in between."""
     region, topic = gateway.region.name, keyspace.events_topic
     consumer = RawConsumer(gateway.region.bootstrap_servers, _FETCH)
     await consumer.start()
     try:
-        consumer.assign(positions)
+        consumer.assign({tp: place.offset for tp, place in positions.items()})
         at = dict(positions)
-        yield RETRY + mark(_token(region, at))
+        yield RETRY + mark(token_of(region, at))
         while True:
             runs = await consumer.get_runs(gateway.options.stream_idle_s, _BYTES_AT_ONCE)
             if not runs:
                 yield IDLE
             for run in runs:
-                frames: list[bytes] = []
+                here = (topic, run.partition)
+                shown: list[bytes] = []
                 for record in records_of(run):
-                    at[(topic, run.partition)] = record.offset + 1
-                    shown = _show(gateway, record, prefix)
-                    if shown is not None:
-                        frames.append(event(str(shown["op"]), shown, _token(region, at)))
-                at[(topic, run.partition)] = run.next
-                if frames:
-                    yield b"".join(frames)
+                    for each in await _events_of(record, at[here], prefix):
+                        at[here] = each.after
+                        view = _show(gateway, each, prefix)
+                        if view is not None:
+                            shown.append(event(str(view["op"]), view, token_of(region, at)))
+                        if len(shown) >= _EVENTS_AT_ONCE:
+                            yield b"".join(shown)
+                            shown = []
+                            await asyncio.sleep(0)
+                    at[here] = Place(record.offset + 1)
+                at[here] = Place(run.next)
+                if shown:
+                    yield b"".join(shown)
     finally:
         await consumer.stop()
 
 
-def _token(region: str, at: dict[tuple[str, int], int]) -> str:
-    return Token({Input(region, topic, number): offset for (topic, number), offset in at.items()}).encode()
+async def _events_of(record: EventRecord, place: Place, prefix: str) -> Iterator[Event]:
+    """What a record holds, from `place` on: itself, or the puts of a frame whose keys have the prefix."""
+    if not is_frame(record.value):
+        return iter([Event(record, None, Place(record.offset + 1))])
+    seen = place.part if place.offset == record.offset else 0
+    # In a thread: a frame takes tens of milliseconds, and requests must not wait for it.
+    return iter(await asyncio.to_thread(puts_of, record, seen, prefix.encode()))
 
 
-def _show(gateway: Gateway, record: EventRecord, prefix: str) -> dict[str, object] | None:
+def puts_of(record: EventRecord, seen: int, prefix: bytes) -> list[Event]:
+    """The puts of a frame after the first `seen`, each as the record that it could have been; the frame itself when it
+    is malformed.
+    """
+    end = Place(record.offset + 1)
+    try:
+        frame = decode_frame(record.value or b"")
+    except BadInput:
+        return [Event(record, None, end)]
+    keys, values, found = frame.keys(), frame.values(), []
+    for part in range(seen, frame.count):
+        if not keys[part].startswith(prefix):
+            continue
+        ttl_ms, headers = frame.ttl_of(part), record.headers
+        if ttl_ms is not None:
+            headers = [*((name, text) for name, text in headers if name != "ttl_ms"), ("ttl_ms", b"%d" % ttl_ms)]
+        after = end if part + 1 == frame.count else Place(record.offset, part + 1)
+        found.append(Event(replace(record, key=keys[part], value=values[part], headers=headers), part, after))
+    return found
+
+
+def _show(gateway: Gateway, each: Event, prefix: str) -> dict[str, object] | None:
     """An event as subscribers see it; None for the platform's own (purges) and for other keys."""
+    record = each.record
     headers = dict(record.headers)
     shown: dict[str, object] = {
         "op": "put",
@@ -99,7 +170,11 @@ def _show(gateway: Gateway, record: EventRecord, prefix: str) -> dict[str, objec
         "timestamp": record.timestamp_ms,
         "region": gateway.region.name,
     }
+    if each.part is not None:
+        shown["part"] = each.part
     try:
+        if is_frame(record.value):
+            decode_frame(record.value or b"")
         key = validate_key(record.key or b"").decode()
         if not key.startswith(prefix):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,3 +64,15 @@ def _word(data: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.uint32]:
 def partitions_for(keys: Sequence[bytes], partitions: int) -> NDArray[np.int32]:
     """The partition of every key, equal to `streams.model.keys.partition_for` of each."""
     return ((murmur2_many(keys) & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)).astype(np.int32)
+
+
+def slice_partitions(
+    partitions: int,
+) -> Callable[[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]], NDArray[np.int32]]:
+    """`partitions_for` over slices (buffer, starts, lengths) that go on for 4 bytes: what `encode_frames` takes."""
+
+    def of(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        hashes = murmur2_columns(data, starts, lengths) & np.uint32(0x7FFFFFFF)
+        return (hashes % np.uint32(partitions)).astype(np.int32)
+
+    return of

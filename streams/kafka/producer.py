@@ -158,8 +158,12 @@ class EventProducer:
             self._budget.give(held)
         return RecordMeta(topic, tp.partition, done.offset, done.timestamp)
 
-    async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
+    async def put_batch(
+        self, topic: str, records: Sequence[Record], partitions: NDArray[np.int32] | None = None
+    ) -> BatchMeta:
         """Append many (key, value, headers) by Kafka's default partitioner, keeping their order per partition.
+
+        `partitions`: where each goes, instead of by its key (frames have none).
 
         All or an error: on Timeout or Unavailable any subset may be in the log. Large inputs are sent piece by piece
         within the in-flight budget. A None key goes to the partition of the empty key.
@@ -167,7 +171,10 @@ class EventProducer:
         deadline = time.monotonic() + self._options.timeout_s
         producer = await self._ready()
         total = await self._partition_count(producer, topic)
-        partitions = partitions_for([record[0] or b"" for record in records], total)
+        if partitions is not None and len(partitions) and not 0 <= partitions.min() <= partitions.max() < total:
+            raise BadInput(f"{topic} has {total} partitions", field="partition")
+        if partitions is None:
+            partitions = partitions_for([record[0] or b"" for record in records], total)
         offsets, stamps = np.full(len(records), -1, np.int64), np.full(len(records), -1, np.int64)
         pending: list[tuple[Any, NDArray[np.int64]]] = []
         for partition in np.unique(partitions).tolist():

@@ -21,6 +21,11 @@ def check_name(name: str, *, field: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` can name a keyspace, table, region or UDF."""
+    return _NAME.match(text) is not None
+
+
 def validate_key(key: str | bytes) -> bytes:
     """The key's bytes. BadInput if it is empty, too long, not UTF-8, or has no keyspace."""
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from streams.model.errors import BadInput
 
 TOKEN_BYTES_MAX = 4096
+_ALL = 2**63
 _FIX = "send back the Causal-Token of an earlier answer, unchanged"
 
 
@@ -39,20 +40,27 @@ class Input:
 class Token:
     """For each input, the position *after* the latest event that the session depends on.
 
-    Tokens merge by taking the larger position: commutative, associative, idempotent.
+    Tokens merge by taking the larger position: commutative, associative, idempotent. `parts`, for those who follow
+    events: of the last record before the position, a frame, only so many puts were seen (absent: all). Waiting for a
+    token does not look at it: a frame is applied as a whole.
     """
 
     positions: Mapping[Input, int] = field(default_factory=dict)
+    parts: Mapping[Input, int] = field(default_factory=dict)
 
     def merge(self, other: Token) -> Token:
         """The least token that covers both."""
         if not other.positions:
             return self
-        merged = dict(self.positions)
+        merged, parts = dict(self.positions), dict(self.parts)
         for key, position in other.positions.items():
-            if position > merged.get(key, -1):
+            rank = (position, other.parts.get(key, _ALL))
+            if rank > (merged.get(key, -1), parts.get(key, _ALL)):
                 merged[key] = position
-        return Token(merged)
+                parts.pop(key, None)
+                if key in other.parts:
+                    parts[key] = other.parts[key]
+        return Token(merged, parts)
 
     def missing(self, applied: Token) -> list[Input]:
         """The inputs whose position `applied` has not reached yet."""
@@ -62,11 +70,17 @@ class Token:
     def restrict(self, topics: Iterable[str]) -> Token:
         """The part of the token that concerns `topics`."""
         wanted = set(topics)
-        return Token({key: position for key, position in self.positions.items() if key.topic in wanted})
+        return Token(
+            {key: position for key, position in self.positions.items() if key.topic in wanted},
+            {key: part for key, part in self.parts.items() if key.topic in wanted},
+        )
 
     def encode(self) -> str:
         """URL-safe text. Inputs are sorted, so equal tokens have equal text."""
-        body = {str(key): self.positions[key] for key in sorted(self.positions)}
+        body = {
+            str(key): [self.positions[key], self.parts[key]] if key in self.parts else self.positions[key]
+            for key in sorted(self.positions)
+        }
         return base64.urlsafe_b64encode(json.dumps(body, separators=(",", ":")).encode()).decode().rstrip("=")
 
     @classmethod
@@ -78,9 +92,13 @@ class Token:
             raise BadInput(f"the token has over {TOKEN_BYTES_MAX} bytes", field="Causal-Token", fix=_FIX)
         try:
             body = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            positions = {Input.parse(key): value for key, value in body.items()}
+            given = {Input.parse(key): value for key, value in body.items()}
+            inside = {key: value for key, value in given.items() if type(value) is list}
+            parts = {key: part for key, (_, part) in inside.items()}
+            positions = {**given, **{key: position for key, (position, _) in inside.items()}}
         except (ValueError, AttributeError, binascii.Error, UnicodeError, RecursionError):
             raise BadInput("the token cannot be read", field="Causal-Token", fix=_FIX) from None
-        if not all(type(value) is int and 0 <= value < 2**63 for value in positions.values()):
+        offsets = [*positions.values(), *parts.values()]
+        if not all(type(value) is int and 0 <= value < 2**63 for value in offsets):
             raise BadInput("the token holds a position that is no offset", field="Causal-Token", fix=_FIX)
-        return cls(positions)
+        return cls(positions, parts)

@@ -11,7 +11,7 @@ from streams.definitions.registry import Definitions
 from streams.model.fold_table import DERIVED, DerivedFold, FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
-from streams.serde import DELETE, PURGE, AvroSchema, load_builtin
+from streams.serde import DELETE, FRAME, PURGE, AvroSchema, load_builtin
 from streams.wasm.avro_program import avro_program
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
 from streams.wasm.decoder import DecoderConfig, SchemaProgram
@@ -81,7 +81,8 @@ def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: st
     wanted = reads or _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
-    return KeyspaceRules(DecoderConfig(keyspace.name, programs, keyspace.ttl_ms), reader, others)
+    config = DecoderConfig(keyspace.name, programs, keyspace.ttl_ms, frame_schema_id=builtin[FRAME].id)
+    return KeyspaceRules(config, reader, others)
 
 
 class DefinitionsCatalog:

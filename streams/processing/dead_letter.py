@@ -12,9 +12,10 @@ REASON_BYTES_MAX = 500
 def dead_letter(topic: str, source: tuple[str, int], rejected: Rejected, udf_hash: str, now_ms: int) -> Output:
     """The record for `rejected`, read from `source` (topic, partition).
 
-    Key, value and headers as they came; added headers say why (`dead_letter_reason`), from where, which UDF and when.
+    Key, value and headers as they came; of a frame's put, its own key and value, and `dead_letter_part`. Added headers
+    say why (`dead_letter_reason`), from where, which UDF and when.
     """
-    added = (
+    added: tuple[tuple[str, bytes], ...] = (
         ("dead_letter_reason", rejected.reason.encode()[:REASON_BYTES_MAX]),
         ("dead_letter_topic", source[0].encode()),
         ("dead_letter_partition", str(source[1]).encode()),
@@ -22,6 +23,8 @@ def dead_letter(topic: str, source: tuple[str, int], rejected: Rejected, udf_has
         ("dead_letter_udf", udf_hash.encode()),
         ("dead_letter_time_ms", str(now_ms).encode()),
     )
+    if rejected.part >= 0:
+        added = (*added, ("dead_letter_part", str(rejected.part).encode()))
     return Output(topic, 0, rejected.key, rejected.value, (*_as_they_came(rejected.headers), *added))
 
 

@@ -20,13 +20,16 @@ LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An event that no table takes: where it stands in the log, why, and its bytes as they came."""
+    """An event that no table takes: where it stands in the log, why, and its bytes as they came. `part`: the put's
+    position in its frame, -1 for a record of its own (or a frame as a whole).
+    """
 
     offset: int
     reason: str
     key: bytes | None
     value: bytes | None
     headers: Headers
+    part: int = -1
 
 
 @dataclass(frozen=True, slots=True)

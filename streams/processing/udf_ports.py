@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import queue
-import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from streams.wasm.fold_host import FoldHost, Reject
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
 
-DECODER_BUDGET_BYTES = 64 << 20
-_VALUES = 9
+DECODER_BUDGET_BYTES = 128 << 20
 
 
 class DecoderPool:
@@ -90,7 +89,7 @@ class RunDecoder:
 
 
 def _rejected(reject: RecordReject) -> Rejected:
-    return Rejected(reject.offset, reject.text, reject.key, _bounded(reject.value), ())
+    return Rejected(reject.offset, reject.text, reject.key, _bounded(reject.value), (), reject.part)
 
 
 def _bounded(value: bytes | None) -> bytes | None:
@@ -111,7 +110,7 @@ def fit(batch: Batch, rules: KeyspaceRules) -> tuple[Batch, list[Rejected]]:
         try:
             kept.append(_fitted(event, rules.input_schema, rules))
         except BadInput as error:
-            refused.append(Rejected(event.offset, error.detail, event.key, _bounded(event.value), ()))
+            refused.append(Rejected(event.offset, error.detail, event.key, _bounded(event.value), (), event.part))
     return build(kept), refused
 
 
@@ -119,21 +118,11 @@ def _has_others(batch: Batch, rules: KeyspaceRules) -> bool:
     if not rules.others:
         return False
     starts = starts_of(batch.column("value_end"))
-    blob = _values(batch)
+    blob = batch.values
     ids = np.zeros(batch.n, np.int64)
     for at in range(1, 5):
         ids = ids << 8 | blob[starts + at]
     return bool(np.isin(ids, list(rules.others)).any())
-
-
-def _values(batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The values section (9) of a batch: its entry in the table after the 16-byte header (wasm_udfs/ABI.md)."""
-    n_sections = struct.unpack_from("<I", batch.raw, 12)[0]
-    for i in range(n_sections):
-        ident, at, size, _ = struct.unpack_from("<IIII", batch.raw, 16 + 16 * i)
-        if ident == _VALUES:
-            return np.frombuffer(batch.raw, np.uint8, size, at)
-    raise BadInput("the batch has no values", field="batch")
 
 
 def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Event:
@@ -143,9 +132,7 @@ def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Ev
     if reader is None or writer is None:
         return event
     value = project(event.value, writer, reader)
-    return Event(
-        event.append_ms, event.hlc, event.expires_ms, event.generation, event.op, event.key, value, event.offset
-    )
+    return replace(event, value=value)
 
 
 class UdfFold:
@@ -157,7 +144,7 @@ class UdfFold:
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         """Fold a batch; the events that the UDF refused or that stopped it."""
         raw = decoded.batch
-        assert isinstance(raw, bytes)
+        assert isinstance(raw, bytes | np.ndarray)
         rejects = self._host.fold(raw, load_rows)
         if not rejects:
             return ()
@@ -183,4 +170,4 @@ class UdfFold:
 
 
 def _refused(event: Event, reject: Reject) -> Rejected:
-    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), ())
+    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)

@@ -22,7 +22,7 @@ from streams.serde.tree import Node, build_tree
 TEXT_BYTES_MAX = 256 * 1024
 """The longest schema, as canonical JSON."""
 
-DELETE, PURGE = "streams.Delete", "streams.Purge"
+DELETE, PURGE, FRAME = "streams.Delete", "streams.Purge", "streams.Frame"
 _FIX = "send a valid Avro 1.12 schema"
 
 
@@ -85,7 +85,7 @@ def load_builtin() -> MappingProxyType[str, AvroSchema]:
         if entry.name.endswith(".avsc"):
             schema = parse_schema(entry.read_bytes())
             found[schema.name] = schema
-    if DELETE not in found or PURGE not in found:
+    if not {DELETE, PURGE, FRAME} <= found.keys():
         raise BadInput("the built-in schemas are missing", field="schemas", fix="install the package again")
     return MappingProxyType(found)
 

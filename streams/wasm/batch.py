@@ -25,15 +25,20 @@ _FIXED: dict[int, tuple[str, str]] = {
     6: ("key_end", "<u4"),
     8: ("value_end", "<u4"),
     10: ("offset", "<i8"),
+    11: ("part", "<i4"),
 }
-_KEYS, _VALUES, _OFFSETS = 7, 9, 10
+_KEYS, _VALUES, _OFFSETS, _PARTS, _TYPED = 7, 9, 10, 11, 64
 _REQUIRED = frozenset(range(1, 10))
 Array = npt.NDArray[Any]
+Buffer = bytes | npt.NDArray[np.uint8]
+"""Bytes that nobody changes; large ones in numpy's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a batch. `value` is the full wire format; `offset` is -1 when the batch does not know it."""
+    """One event of a batch. `value` is the full wire format; `offset` is -1 when the batch does not know it; `part` is
+    the put's position in its frame, -1 when its record is no frame.
+    """
 
     append_ms: int
     hlc: int
@@ -43,6 +48,11 @@ class Event:
     key: bytes
     value: bytes
     offset: int = -1
+    part: int = -1
+
+
+def _bytes(raw: Buffer) -> bytes:
+    return raw if isinstance(raw, bytes) else raw.tobytes()
 
 
 def gather(blob: Array, starts: Array, ends: Array) -> Array:
@@ -67,22 +77,22 @@ class Batch:
 
     __slots__ = ("_sections", "n", "raw")
 
-    def __init__(self, raw: bytes, n: int, sections: dict[int, tuple[int, Array]]) -> None:
+    def __init__(self, raw: Buffer, n: int, sections: dict[int, tuple[int, Array]]) -> None:
         self.raw = raw
         self.n = n
         self._sections = sections
 
     @classmethod
-    def parse(cls, raw: bytes) -> Batch:
+    def parse(cls, raw: Buffer) -> Batch:
         """The batch in `raw`. BadInput when it is not a whole, consistent batch v1; unknown sections are kept."""
         if len(raw) < _HEADER.size:
             raise BadInput("a batch is at least 16 bytes", field="batch")
-        magic, n, total, n_sections = _HEADER.unpack_from(raw)
+        magic, n, total, n_sections = _HEADER.unpack_from(_bytes(raw[: _HEADER.size]))
         if magic != MAGIC or total != len(raw) or n_sections > (len(raw) - 16) // 16:
             raise BadInput("not a batch v1 of this length", field="batch")
         sections: dict[int, tuple[int, Array]] = {}
-        for i in range(n_sections):
-            ident, at, size, width = _SECTION.unpack_from(raw, 16 + 16 * i)
+        table = _bytes(raw[_HEADER.size : _HEADER.size + _SECTION.size * n_sections])
+        for ident, at, size, width in _SECTION.iter_unpack(table):
             if at > total or size > total - at or (width and size != width * n):
                 raise BadInput(f"section {ident} lies outside the batch", field="batch")
             kind = _FIXED[ident][1] if ident in _FIXED else "u1"
@@ -102,16 +112,31 @@ class Batch:
                 raise BadInput("key or value ends are out of order", field="batch")
 
     def column(self, name: str) -> Array:
-        """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset."""
+        """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset, part."""
         for ident, (column, _) in _FIXED.items():
             if column == name:
                 return self._sections[ident][1]
         raise KeyError(name)
 
     @property
+    def values(self) -> Array:
+        """The blob of all values."""
+        return self._sections[_VALUES][1]
+
+    def typed_column(self, field: int, kind: str) -> Array | None:
+        """The LONG or DOUBLE cells of value field `field` as numpy's 8-byte `kind`, if the batch carries them."""
+        found = self._sections.get(_TYPED + field)
+        return None if found is None else found[1].view(kind)
+
+    @property
     def has_offsets(self) -> bool:
         """Whether the batch carries each event's Kafka offset (section 10)."""
         return _OFFSETS in self._sections
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether some of the events may be puts of frames (section 11)."""
+        return _PARTS in self._sections
 
     def event(self, index: int) -> Event:
         """One event, copied out; for reports and tests, not for the data path."""
@@ -127,6 +152,7 @@ class Batch:
             key=keys[key_at : int(key_end[index])].tobytes(),
             value=values[value_at : int(value_end[index])].tobytes(),
             offset=int(self.column("offset")[index]) if self.has_offsets else -1,
+            part=int(self.column("part")[index]) if self.has_parts else -1,
         )
 
     def events(self) -> list[Event]:
@@ -168,7 +194,8 @@ def assemble(n: int, columns: dict[int, tuple[int, bytes]]) -> Batch:
 def build(events: Sequence[Event]) -> Batch:
     """A batch of `events`, as a decoder would emit it (for tests, vectors and small inputs)."""
     columns: dict[int, tuple[int, bytes]] = {}
-    for ident in (1, 2, 3, 4, 5, 10):
+    parts = (_PARTS,) if any(e.part >= 0 for e in events) else ()
+    for ident in (1, 2, 3, 4, 5, 10, *parts):
         name, kind = _FIXED[ident]
         data = np.array([getattr(e, name) for e in events], dtype=kind)
         columns[ident] = (data.itemsize, data.tobytes())

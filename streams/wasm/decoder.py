@@ -9,15 +9,17 @@ from enum import IntEnum
 
 from streams.model.errors import StreamsError
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
+from streams.wasm.batch import Buffer
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import Limits, ModuleCache, UdfTrap
 from streams.wasm.guest import Guest
 
 CLOCK_AHEAD_MS = 1_000
-_CONFIG = struct.Struct("<qqqqII")
+_CONFIG = struct.Struct("<qqqqIIII")
 _SCHEMA = struct.Struct("<IIII")
 _OUT = struct.Struct("<IIIIiIq")
-_REJECT = struct.Struct("<qqIIIiIi")
+_PIECE = struct.Struct("<II")
+_REJECT = struct.Struct("<qqIIIiIiiI")
 _LIMITS = Limits(memory_bytes=2 << 30, deadline_s=30.0, output_bytes=1 << 30)
 
 
@@ -43,6 +45,7 @@ class Reason(IntEnum):
     NON_FINITE_NUMBER = 17
     BODY_TOO_DEEP = 18
     BODY_TOO_LONG = 19
+    MALFORMED_FRAME = 20
 
 
 _TEXT = {
@@ -65,6 +68,7 @@ _TEXT = {
     Reason.NON_FINITE_NUMBER: "non-finite number",
     Reason.BODY_TOO_DEEP: "body nested too deeply",
     Reason.BODY_TOO_LONG: "array of too many empty items",
+    Reason.MALFORMED_FRAME: "malformed frame",
 }
 
 
@@ -78,13 +82,16 @@ class SchemaProgram:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """One keyspace's rules. `default_ttl_ms` None: events without a ttl_ms header never expire."""
+    """One keyspace's rules. `default_ttl_ms` None: events without a TTL never expire. `frame_schema_id`: records with
+    this schema are frames (0: none are).
+    """
 
     keyspace: str
     schemas: Mapping[int, SchemaProgram]
     default_ttl_ms: int | None = None
     ttl_ms_min: int = TTL_MS_MIN
     ttl_ms_max: int = TTL_MS_MAX
+    frame_schema_id: int = 0
 
     def encode(self) -> bytes:
         """The module's form of this config (wasm_udfs/ABI.md)."""
@@ -96,13 +103,17 @@ class DecoderConfig:
             programs.append(schema.program)
             at += len(schema.program)
         default = self.default_ttl_ms or 0
-        head = _CONFIG.pack(default, self.ttl_ms_min, self.ttl_ms_max, CLOCK_AHEAD_MS, len(prefix), len(self.schemas))
+        sizes = (len(prefix), len(self.schemas), self.frame_schema_id, 0)
+        head = _CONFIG.pack(default, self.ttl_ms_min, self.ttl_ms_max, CLOCK_AHEAD_MS, *sizes)
         return b"".join((head, *table, prefix, *programs))
 
 
 @dataclass(frozen=True, slots=True)
 class RecordReject:
-    """A record for the dead-letter topic: where it was, why, and its bytes (None: null). `schema_id` if unknown."""
+    """A record for the dead-letter topic: where it was, why, and its bytes (None: null). `schema_id` if unknown.
+
+    `part`: the put's position in a frame, with its own key and value; -1 for a record (or a frame) as a whole.
+    """
 
     offset: int
     append_ms: int
@@ -110,6 +121,7 @@ class RecordReject:
     schema_id: int
     key: bytes | None
     value: bytes | None
+    part: int = -1
 
     @property
     def text(self) -> str:
@@ -126,7 +138,7 @@ class Decoded:
     last record batch was cut off: fetch again from there; nothing of it is in `batch`).
     """
 
-    batch: bytes
+    batch: Buffer
     n: int
     rejects: list[RecordReject]
     next_position: int
@@ -175,26 +187,23 @@ class RecordDecoder:
         head = struct.pack(f"<{len(batches) + 1}I", len(batches), *map(len, batches))
         ptr, size = guest.put(head, *batches)
         out = guest.call("streams_decode", ptr, size, position, next_position)
-        at, length, rejects_at, n_rejects, status, n, decoded_to = _OUT.unpack(guest.read(out, _OUT.size))
+        pieces, n_pieces, rejects_at, n_rejects, status, n, decoded_to = _OUT.unpack(guest.read(out, _OUT.size))
         if status not in (0, 1):
             raise DecodeError("record batch of a magic other than 2" if status == 2 else "malformed decoder input")
-        batch = guest.read(at, length)
-        rejects = []
-        if n_rejects:
-            entries = guest.read(rejects_at, n_rejects * _REJECT.size)
-            rejects = self._rejects(entries, head + b"".join(batches))
+        batch = guest.read_pieces(list(_PIECE.iter_unpack(guest.read(pieces, n_pieces * _PIECE.size))))
+        rejects = self._rejects(guest, guest.read(rejects_at, n_rejects * _REJECT.size)) if n_rejects else []
         if guest.memory_bytes > self._budget:
             self.close()
         return Decoded(batch, n, rejects, min(decoded_to, next_position), truncated=status == 1)
 
     @staticmethod
-    def _rejects(entries: bytes, source: bytes) -> list[RecordReject]:
+    def _rejects(guest: Guest, entries: bytes) -> list[RecordReject]:
         def piece(at: int, size: int) -> bytes | None:
-            return None if size < 0 else source[at : at + size]
+            return None if size < 0 else guest.read(at, size)
 
         return [
-            RecordReject(offset, append_ms, Reason(code), detail, piece(key, key_len), piece(value, value_len))
-            for offset, append_ms, code, detail, key, key_len, value, value_len in _REJECT.iter_unpack(entries)
+            RecordReject(offset, append_ms, Reason(code), detail, piece(key, key_len), piece(value, value_len), part)
+            for offset, append_ms, code, detail, key, key_len, value, value_len, part, _ in _REJECT.iter_unpack(entries)
         ]
 
     def close(self) -> None:

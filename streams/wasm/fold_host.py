@@ -19,7 +19,7 @@ import numpy as np
 
 from streams.model.errors import StreamsError
 from streams.wasm.abi import check_fold_module
-from streams.wasm.batch import Array, Batch, Event
+from streams.wasm.batch import Array, Batch, Buffer, Event
 from streams.wasm.engine import CompiledModule, Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_instance import FoldInstance, Output
 
@@ -108,7 +108,7 @@ class FoldHost:
         late, self._late = self._late, []
         return late
 
-    def fold(self, batch_bytes: bytes, load_rows: LoadRows) -> list[Reject]:
+    def fold(self, batch_bytes: Buffer, load_rows: LoadRows) -> list[Reject]:
         """Folds a batch v1; its rejected events, by index. Errors of `load_rows` pass through and change nothing
         that `discard` does not mend. BadInput when `batch_bytes` is no batch v1."""
         batch = Batch.parse(batch_bytes)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 
+import numpy as np
 import wasmtime
 
+from streams.wasm.batch import Buffer
 from streams.wasm.engine import STACK_BYTES, TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 from streams.wasm.fastcall import FastFunction
 
+_HUGE_BYTES = 4 << 20
 _DESC = struct.Struct("<IIi")
 _MESSAGES = {
     "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
@@ -100,13 +104,13 @@ class Guest:
             raise UdfTrap(f"pointer {ptr} with length {size} lies outside its memory", TrapKind.MALFORMED)
         return ctypes.addressof(self._memory.data_ptr(self._store).contents) + ptr
 
-    def put(self, *parts: bytes) -> tuple[int, int]:
+    def put(self, *parts: Buffer) -> tuple[int, int]:
         """Copies an input in through `streams_alloc`; its pointer and length."""
         size = sum(len(p) for p in parts)
         ptr = self.call("streams_alloc", size)
         at = self._address(ptr, size)
         for part in parts:
-            ctypes.memmove(at, part, len(part))
+            ctypes.memmove(at, part if isinstance(part, bytes) else part.ctypes.data, len(part))
             at += len(part)
         return ptr, size
 
@@ -115,6 +119,22 @@ class Guest:
         if size > self._limits.output_bytes:
             raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
         return ctypes.string_at(self._address(ptr, size), size)
+
+    def read_pieces(self, pieces: Sequence[tuple[int, int]]) -> Buffer:
+        """Copies several (pointer, length) out, one after the other, in one copy; limited together as one `read`.
+
+        Into a numpy array when that is large: numpy asks for huge pages, and page faults cost more than the copy.
+        """
+        size = sum(length for _, length in pieces)
+        if size > self._limits.output_bytes:
+            raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
+        if size < _HUGE_BYTES:
+            return b"".join(self.read(ptr, length) for ptr, length in pieces)
+        out, at = np.empty(size, np.uint8), 0
+        for ptr, length in pieces:
+            ctypes.memmove(out.ctypes.data + at, self._address(ptr, length), length)
+            at += length
+        return out
 
     def describe(self, desc: int) -> tuple[bytes, int]:
         """What a descriptor {u32 ptr, u32 len, i32 status} points to, and its status (never negative)."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+from numpy.typing import NDArray
 
 from streams.definitions import Definitions
 from streams.edge.edge_store import EdgeTables
@@ -31,7 +32,7 @@ from streams.model.keys import partition_for
 from streams.model.keyspace import BUILTIN
 from streams.model.row import MergeType
 from streams.model.topology import Region, Topology
-from streams.serde import DELETE, load_builtin
+from streams.serde import DELETE, decode_frame, load_builtin
 from tests.support.definitions import MemoryHome, MemoryLog
 from tests.support.edge_units import STORE, Writer
 
@@ -91,9 +92,28 @@ class ModelLog:
             self.publish()
         return RecordMeta(topic, number, offset, now_ms)
 
-    async def put_batch(self, topic: str, records: Sequence[Record]) -> BatchMeta:
-        """Accept and fold many."""
-        done = [await self.put(topic, key, value, headers) for key, value, headers in records]
+    async def put_batch(
+        self, topic: str, records: Sequence[Record], partitions: NDArray[np.int32] | None = None
+    ) -> BatchMeta:
+        """Accept and fold many, those in frames too."""
+        done, hold = [], self.hold
+        self.hold = True
+        try:
+            for key, value, headers in records:
+                if key is not None:
+                    done.append(await self.put(topic, key, value, headers))
+                    continue
+                assert value is not None
+                frame = decode_frame(value)
+                for index, (each, body) in enumerate(zip(frame.keys(), frame.values(), strict=True)):
+                    ttl = frame.ttl_of(index)
+                    given = [*headers, ("ttl_ms", None if ttl is None else b"%d" % ttl)]
+                    meta = await self.put(topic, each, body, given)
+                done.append(meta)
+        finally:
+            self.hold = hold
+        if not hold:
+            self.publish()
         return BatchMeta(
             topic,
             np.array([meta.partition for meta in done], np.int32),

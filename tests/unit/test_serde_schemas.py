@@ -21,6 +21,7 @@ def test_builtin_ids_are_pinned_because_logs_carry_them() -> None:
     assert {name: schema.id for name, schema in load_builtin().items()} == {
         "streams.CounterAdd": 597403240,
         "streams.Delete": 894452393,
+        "streams.Frame": 160114116,
         "streams.Json": 293954584,
         "streams.Number": 1968485633,
         "streams.Purge": 722869604,

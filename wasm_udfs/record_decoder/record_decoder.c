@@ -1,29 +1,38 @@
 /* record_decoder: raw Kafka record batches (v2, decompressed) of one run -> batch v1 and rejects. A platform module, no UDF.
  *
  * All of SPEC's "Event record" checks, in this order: record, key, value's presence and prefix, headers, clock, schema, body.
+ * The puts of a frame are events of their own: its headers and its schema are judged once, keys, TTLs and bodies for each.
  * Layouts of config, input and output: ../ABI.md, "record_decoder". */
-#include "avro_check.h"
+#include "frame.h"
 
 enum {
   R_MALFORMED = 1, R_KEY_NULL, R_KEY_EMPTY, R_KEY_LONG, R_KEY_UTF8, R_KEYSPACE, R_VALUE_NULL, R_MAGIC, R_VALUE_SHORT,
-  R_HEADER, R_TTL, R_CLOCK, R_SCHEMA /* 14..19: avro_check.h */
+  R_HEADER, R_TTL, R_CLOCK, R_SCHEMA, /* 14..19: avro_check.h */ R_FRAME = 20
 };
 enum { STATUS_OK = 0, STATUS_TRUNCATED = 1, STATUS_MAGIC = 2, STATUS_INPUT = -1 };
-enum { SECTIONS = 10, HEADER_BYTES = 16 + 16 * SECTIONS, BATCH_HEADER = 61, KEY_MAX = 1024, OP_PURGE = 2 };
+enum { S_PART = 11, S_TYPED = 64, BUFFERS = S_TYPED + FRAME_COLUMNS_MAX, PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2 };
 #define NEVER_MS INT64_MAX
 
 typedef struct { uint32_t id, op, at, len; } schema_entry;
 static struct {
   int64_t ttl_default_ms, ttl_min_ms, ttl_max_ms, ahead_ms;
-  uint32_t prefix_len, n_schemas;
+  uint32_t prefix_len, n_schemas, frame_id;
   uint8_t *bytes; /* the config as it came: prefix, schema table, programs */
   uint32_t size;
   const uint8_t *prefix;
   const schema_entry *schemas, *last;
 } config;
 
-typedef struct { int64_t offset, append_ms; uint32_t code, detail, key_at; int32_t key_len; uint32_t value_at; int32_t value_len; } reject_entry;
-static struct { uint32_t batch, batch_len, rejects, n_rejects; int32_t status; uint32_t n; int64_t next; } out;
+typedef struct {
+  int64_t offset, append_ms;
+  uint32_t code, detail, key_at;
+  int32_t key_len;
+  uint32_t value_at;
+  int32_t value_len, part;
+  uint32_t reserved;
+} reject_entry;
+typedef struct { uint32_t at, len; } piece;
+static struct { uint32_t pieces, n_pieces, rejects, n_rejects; int32_t status; uint32_t n; int64_t next; } out;
 
 typedef struct {
   const uint8_t *key, *value;
@@ -34,15 +43,23 @@ typedef struct {
   uint32_t op, detail;
 } record;
 
+/* Sections grow in buffers of their own, by id; the host puts the pieces together. */
+static buffer sections[BUFFERS];
+static const uint8_t widths[S_PART + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8, 4};
 static struct {
   int64_t *append_ms, *expires_ms, *offset;
   uint64_t *hlc, *generation;
   uint32_t *key_end, *value_end;
-  uint8_t *op, *base, *keys, *values, *key, *value; /* key, value: where the next goes */
-  uint32_t n, cap;
-  reject_entry *rejects;
-  uint32_t n_rejects, rejects_cap;
+  int32_t *part;
+  uint8_t *op, *keys, *values;
+  uint32_t n, key_bytes, value_bytes, n_rejects, reject_bytes;
+  int frames; /* there is one among the records */
 } col;
+static buffer reject_list, reject_blob; /* puts of frames stand in no input: the blob holds theirs */
+
+/* Typed columns are passed on when all events are puts of frames of one schema, with the same kinds. */
+enum { TYPED_OPEN, TYPED_ON, TYPED_OFF };
+static struct { uint32_t state, schema_id; uint64_t columns; } typed;
 
 /* ---- big endian and varints ---- */
 
@@ -136,6 +153,18 @@ static const schema_entry *find_schema(uint32_t id) {
   return 0;
 }
 
+STREAMS_INLINE int is_frame(const record *r) {
+  return config.frame_id && r->value_len >= 5 && !r->value[0] && be32(r->value + 1) == config.frame_id;
+}
+
+/* A body against its schema, and what only the platform may write. */
+STREAMS_INLINE int check_body(const record *r, const schema_entry *schema, const uint8_t *value, uint32_t len) {
+  int code = avro_body(config.bytes + schema->at, value + 5, len - 5);
+  if (code || schema->op != OP_PURGE) return code;
+  streams_reader body = {value + 5, value + len, 0};
+  return is_ahead((uint64_t)streams_read_long(&body), r) ? R_CLOCK : 0;
+}
+
 static int check_record(record *r) {
   int malformed = check_headers(r), code;
   if (malformed == R_MALFORMED) return R_MALFORMED;
@@ -148,104 +177,313 @@ static int check_record(record *r) {
   uint32_t id = be32(r->value + 1);
   const schema_entry *schema = find_schema(id);
   if (!schema) { r->detail = id; return R_SCHEMA; }
-  code = avro_body(config.bytes + schema->at, r->value + 5, (uint32_t)r->value_len - 5);
-  if (code) return code;
   r->op = schema->op;
-  if (schema->op == OP_PURGE) {
-    streams_reader body = {r->value + 5, r->value + r->value_len, 0};
-    if (is_ahead((uint64_t)streams_read_long(&body), r)) return R_CLOCK;
-  }
-  return 0;
+  return check_body(r, schema, r->value, (uint32_t)r->value_len);
 }
 
 /* ---- output ---- */
 
-/* Copies n bytes in whole words, possibly up to 15 bytes too many: both buffers have that room. */
-STREAMS_INLINE void copy_over(uint8_t *to, const uint8_t *from, uint32_t n) {
-  if (n > 512) { __builtin_memcpy(to, from, n); return; }
-  for (uint32_t i = 0; i < n; i += 16) {
-    streams_put64(to + i, streams_get64(from + i));
-    streams_put64(to + i + 8, streams_get64(from + i + 8));
-  }
+STREAMS_INLINE void *rows_room(uint32_t id, uint64_t rows, uint64_t hint) {
+  return buffer_room(&sections[id], widths[id] * col.n, widths[id] * rows, widths[id] * hint);
+}
+
+/* Room for so many more events, and bytes of their keys and values. `hint`: how many times as much may follow. */
+static void make_room(uint64_t rows, uint64_t key_bytes, uint64_t value_bytes, uint64_t hint) {
+  col.append_ms = rows_room(1, rows, rows * hint);
+  col.hlc = rows_room(2, rows, rows * hint);
+  col.expires_ms = rows_room(3, rows, rows * hint);
+  col.generation = rows_room(4, rows, rows * hint);
+  col.op = rows_room(5, rows, rows * hint);
+  col.key_end = rows_room(6, rows, rows * hint);
+  col.value_end = rows_room(8, rows, rows * hint);
+  col.offset = rows_room(10, rows, rows * hint);
+  col.part = rows_room(S_PART, rows, rows * hint);
+  col.keys = buffer_room(&sections[7], col.key_bytes, key_bytes, key_bytes * hint);
+  col.values = buffer_room(&sections[9], col.value_bytes, value_bytes, value_bytes * hint);
 }
 
 STREAMS_INLINE void emit(const record *r) {
   uint32_t n = col.n++;
-  copy_over(col.key, r->key, (uint32_t)r->key_len);
-  copy_over(col.value, r->value, (uint32_t)r->value_len);
-  col.key += r->key_len;
-  col.value += r->value_len;
+  copy_steps(col.keys + col.key_bytes, r->key, (uint32_t)r->key_len);
+  copy_steps(col.values + col.value_bytes, r->value, (uint32_t)r->value_len);
   col.append_ms[n] = r->append_ms;
   col.hlc[n] = r->hlc;
   col.expires_ms[n] = r->expires_ms;
   col.generation[n] = r->generation;
   col.offset[n] = r->offset;
+  col.part[n] = PART_NONE;
   col.op[n] = (uint8_t)r->op;
-  col.key_end[n] = (uint32_t)(col.key - col.keys);
-  col.value_end[n] = (uint32_t)(col.value - col.values);
+  col.key_end[n] = col.key_bytes += (uint32_t)r->key_len;
+  col.value_end[n] = col.value_bytes += (uint32_t)r->value_len;
 }
 
-static void emit_reject(const record *r, int code, const uint8_t *input) {
-  if (col.n_rejects == col.rejects_cap) {
-    uint32_t cap = col.rejects_cap ? col.rejects_cap * 4 : 64;
-    reject_entry *list = streams_scratch(cap * sizeof *list);
-    if (col.n_rejects) __builtin_memcpy(list, col.rejects, col.n_rejects * sizeof *list);
-    col.rejects = list;
-    col.rejects_cap = cap;
-  }
-  col.rejects[col.n_rejects++] = (reject_entry){
+static void emit_reject(const record *r, int code, int32_t part) {
+  buffer_room(&reject_list, col.n_rejects * sizeof(reject_entry), sizeof(reject_entry), 0);
+  reject_entry *list = (reject_entry *)reject_list.p;
+  list[col.n_rejects++] = (reject_entry){
       r->offset, r->append_ms, (uint32_t)code, r->detail,
-      r->key_len < 0 ? 0 : (uint32_t)(r->key - input), r->key_len,
-      r->value_len < 0 ? 0 : (uint32_t)(r->value - input), r->value_len};
+      r->key_len < 0 ? 0 : (uint32_t)(uintptr_t)r->key, r->key_len,
+      r->value_len < 0 ? 0 : (uint32_t)(uintptr_t)r->value, r->value_len, part, 0};
 }
 
-static void *column(uint8_t **at, uint32_t id, uint32_t bytes, uint8_t *base) {
-  uint8_t *section = base + 16 + 16 * (id - 1), *p = *at;
-  streams_put32(section, id);
-  streams_put32(section + 4, (uint32_t)(p - base));
-  streams_put32(section + 8, bytes);
-  streams_put32(section + 12, 0); /* width: close_columns */
-  *at = p + ((bytes + 7) & ~7u);
-  return p;
+/* A put of a frame: its key and value are kept in the blob; positions are from there until close_columns. */
+static void emit_part_reject(const record *r, int code, int32_t part) {
+  uint32_t key_len = (uint32_t)r->key_len, value_len = (uint32_t)r->value_len;
+  uint8_t *to = buffer_room(&reject_blob, col.reject_bytes, (uint64_t)key_len + value_len, 0) + col.reject_bytes;
+  __builtin_memcpy(to, r->key, key_len);
+  __builtin_memcpy(to + key_len, r->value, value_len);
+  emit_reject(r, code, part);
+  reject_entry *made = (reject_entry *)reject_list.p + col.n_rejects - 1;
+  made->key_at = col.reject_bytes;
+  made->value_at = col.reject_bytes + key_len;
+  col.reject_bytes += key_len + value_len;
 }
 
-static void open_columns(uint32_t cap, uint32_t blob) {
-  uint8_t *base = streams_scratch(HEADER_BYTES + 49 * cap + blob + 256), *at = base + HEADER_BYTES;
-  col.base = base;
-  col.cap = cap;
-  col.n = col.n_rejects = col.rejects_cap = 0;
-  col.append_ms = column(&at, 1, 8 * cap, base);
-  col.hlc = column(&at, 2, 8 * cap, base);
-  col.expires_ms = column(&at, 3, 8 * cap, base);
-  col.generation = column(&at, 4, 8 * cap, base);
-  col.op = column(&at, 5, cap, base);
-  col.key_end = column(&at, 6, 4 * cap, base);
-  col.value_end = column(&at, 8, 4 * cap, base);
-  col.offset = column(&at, 10, 8 * cap, base);
-  col.keys = col.key = at;
-  col.values = col.value = streams_scratch(blob + 32);
+static void add_section(uint8_t *header, uint32_t id, uint32_t width, uint32_t len, uint32_t *at, piece *pieces, uint32_t i) {
+  uint8_t *entry = header + 16 + 16 * i, *end = buffer_room(&sections[id], len, 8, 0) + len;
+  uint32_t padded = (len + 7) & ~7u;
+  streams_put64(end, 0);
+  streams_put32(entry, id);
+  streams_put32(entry + 4, *at);
+  streams_put32(entry + 8, len);
+  streams_put32(entry + 12, width);
+  pieces[i + 1] = (piece){(uint32_t)(uintptr_t)sections[id].p, padded};
+  *at += padded;
 }
 
 static void close_columns(void) {
-  static const uint8_t widths[SECTIONS + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8};
-  uint8_t *base = col.base, *at = col.keys;
-  uint32_t key_bytes = (uint32_t)(col.key - col.keys), value_bytes = (uint32_t)(col.value - col.values);
-  for (uint32_t id = 1; id <= SECTIONS; id++) {
-    streams_put32(base + 16 * id + 8, col.n * widths[id]);
-    streams_put32(base + 16 * id + 12, widths[id]);
+  uint64_t typed_columns = typed.state == TYPED_ON ? typed.columns : 0;
+  uint32_t n_sections = 10 + (col.frames ? 1 : 0) + (uint32_t)__builtin_popcountll(typed_columns), i = 0;
+  uint32_t at = 16 + 16 * n_sections;
+  uint8_t *header = streams_scratch(at);
+  piece *pieces = streams_scratch((n_sections + 1) * sizeof *pieces);
+  pieces[0] = (piece){(uint32_t)(uintptr_t)header, at};
+  for (uint32_t id = 1; id <= (col.frames ? S_PART : S_PART - 1); id++) {
+    uint32_t len = id == 7 ? col.key_bytes : id == 9 ? col.value_bytes : widths[id] * col.n;
+    add_section(header, id, widths[id], len, &at, pieces, i++);
   }
-  column(&at, 7, key_bytes, base);
-  uint8_t *values = column(&at, 9, value_bytes, base);
-  if (value_bytes) __builtin_memcpy(values, col.values, value_bytes);
-  streams_put32(base, 0x31425453u);
-  streams_put32(base + 4, col.n);
-  streams_put32(base + 8, (uint32_t)(at - base));
-  streams_put32(base + 12, SECTIONS);
-  out.batch = (uint32_t)(uintptr_t)base;
-  out.batch_len = (uint32_t)(at - base);
-  out.rejects = (uint32_t)(uintptr_t)col.rejects;
+  for (uint32_t c = 0; c < FRAME_COLUMNS_MAX; c++)
+    if (typed_columns >> c & 1) add_section(header, S_TYPED + c, 8, 8 * col.n, &at, pieces, i++);
+  streams_put32(header, 0x31425453u);
+  streams_put32(header + 4, col.n);
+  streams_put32(header + 8, at);
+  streams_put32(header + 12, n_sections);
+  reject_entry *rejects = (reject_entry *)reject_list.p;
+  for (uint32_t k = 0; k < col.n_rejects; k++) {
+    if (rejects[k].part == PART_NONE) continue;
+    rejects[k].key_at += (uint32_t)(uintptr_t)reject_blob.p;
+    rejects[k].value_at += (uint32_t)(uintptr_t)reject_blob.p;
+  }
+  out.pieces = (uint32_t)(uintptr_t)pieces;
+  out.n_pieces = n_sections + 1;
+  out.rejects = (uint32_t)(uintptr_t)rejects;
   out.n_rejects = col.n_rejects;
   out.n = col.n;
+}
+
+/* ---- frames ---- */
+
+/* Decides whether this frame's LONG and DOUBLE cells go on as typed columns; where column c's are decoded to. */
+static void typed_begin(const frame *f) {
+  uint64_t columns = 0;
+  for (uint32_t i = 0; i < f->n_columns; i++) columns |= (uint64_t)(f->columns[i].kind <= KIND_DOUBLE) << i;
+  if (typed.state == TYPED_OPEN && !col.n) { typed.state = TYPED_ON; typed.schema_id = f->schema_id; typed.columns = columns; }
+  if (typed.state != TYPED_ON || typed.schema_id != f->schema_id || typed.columns != columns) typed.state = TYPED_OFF;
+}
+
+/* All columns of the frame checked and decoded. 0: something does not fit. */
+static int prepare_frame(frame *f, uint32_t size, uint64_t hint) {
+  uint32_t n = f->count;
+  uint64_t room = frame_column_room(&f->keys, n) + 8ull * n + (f->ttl_form == TTL_EACH ? 20ull * n : 0) + n + 4096, total = 0;
+  for (uint32_t i = 0; i < f->n_columns; i++) room += frame_column_room(&f->columns[i], n);
+  arena_used = 0;
+  buffer_room(&arena, 0, room, 0);
+  if (f->keys.kind != KIND_BYTES || !frame_texts(&f->keys, n, 0, &total)) return 0;
+  f->key_bytes = total;
+  if (f->ttl_form == TTL_EACH && (f->ttl.kind != KIND_LONG || !frame_numbers(&f->ttl, n, arena_take(8ull * n)))) return 0;
+  uint64_t lengths = 5ull * n;
+  uint32_t from = typed.state == TYPED_ON ? col.n : 0;
+  for (uint32_t i = 0; i < f->n_columns; i++) {
+    frame_column *c = &f->columns[i];
+    if (c->kind <= KIND_DOUBLE) {
+      uint8_t *p = buffer_room(&sections[S_TYPED + i], 8 * from, 8ull * n, 8 * n * hint);
+      if (!frame_numbers(c, n, (uint64_t *)p + from)) return 0;
+      total += (c->kind == KIND_LONG ? 10ull : 8ull) * n;
+    } else if (c->kind == KIND_BOOLEAN) {
+      if (!frame_flags(c, n)) return 0;
+      total += n;
+    } else {
+      if (!frame_texts(c, n, c->kind == KIND_BYTES, &total)) return 0;
+      lengths += 5ull * n;
+    }
+  }
+  if (total > (uint64_t)FRAME_EXPANSION_MAX * size) return 0;
+  f->value_bytes = total - f->key_bytes + lengths;
+  return 1;
+}
+
+/* Each item of the keys checked once; 0: all are good. */
+static int check_keys(const frame *f, uint8_t *codes) {
+  int bad = 0;
+  record r;
+  for (uint32_t i = 0; i < f->keys.items; i++) {
+    r.key = f->keys.bytes + f->keys.at[i];
+    r.key_len = (int32_t)(f->keys.at[i + 1] - f->keys.at[i]);
+    bad |= codes[i] = (uint8_t)check_key(&r);
+  }
+  return bad;
+}
+
+STREAMS_INLINE int ttl_in_range(uint64_t ttl) { return ttl >= (uint64_t)config.ttl_min_ms && ttl <= (uint64_t)config.ttl_max_ms; }
+
+/* expires_ms of each put from row col.n on; 0: all TTLs are in range. */
+static int put_expiries(const frame *f, const record *r) {
+  int64_t *to = col.expires_ms + col.n;
+  int bad = 0;
+  if (f->ttl_form == TTL_EACH) {
+    for (uint32_t i = 0; i < f->count; i++) {
+      uint64_t ttl = f->ttl.numbers[i];
+      bad |= ttl && !ttl_in_range(ttl);
+      to[i] = ttl ? (int64_t)((uint64_t)r->append_ms + ttl) : r->expires_ms;
+    }
+    return bad;
+  }
+  int64_t expires_ms = r->expires_ms;
+  if (f->ttl_form == TTL_ALL && f->ttl_ms) {
+    bad = !ttl_in_range((uint64_t)f->ttl_ms);
+    expires_ms = (int64_t)((uint64_t)r->append_ms + (uint64_t)f->ttl_ms);
+  }
+  for (uint32_t i = 0; i < f->count; i++) to[i] = expires_ms;
+  return bad;
+}
+
+STREAMS_INLINE int is_bad_ttl(const frame *f, uint32_t row) {
+  uint64_t ttl = f->ttl_form == TTL_EACH ? f->ttl.numbers[row] : f->ttl_form == TTL_ALL ? (uint64_t)f->ttl_ms : 0;
+  return ttl && !ttl_in_range(ttl);
+}
+
+STREAMS_INLINE uint8_t *put_body(const frame *f, uint32_t row, uint64_t prefix, uint8_t *p) {
+  streams_put64(p, prefix);
+  p += 5;
+  for (uint32_t i = 0; i < f->n_columns; i++) p = frame_put_cell(&f->columns[i], row, p);
+  return p;
+}
+
+STREAMS_INLINE void fill(void *to, uint32_t at, uint64_t value, uint32_t n) {
+  uint64_t *p = (uint64_t *)to + at;
+  for (uint32_t i = 0; i < n; i++) p[i] = value;
+}
+
+/* The columns that are the same for all puts of a frame, at rows col.n … */
+static void put_constants(const record *r, uint32_t n) {
+  int32_t *part = col.part + col.n;
+  fill(col.append_ms, col.n, (uint64_t)r->append_ms, n);
+  fill(col.hlc, col.n, r->hlc, n);
+  fill(col.generation, col.n, r->generation, n);
+  fill(col.offset, col.n, (uint64_t)r->offset, n);
+  for (uint32_t i = 0; i < n; i++) part[i] = (int32_t)i;
+  __builtin_memset(col.op + col.n, (int)r->op, n);
+}
+
+/* The bodies of all rows. Inlined with `kinds` known (3 bits for each of `columns`, at most 3), all is in locals. */
+STREAMS_INLINE uint8_t *put_bodies(const frame *f, uint64_t prefix, uint32_t columns, uint32_t kinds) {
+  frame_column a = f->columns[0], b = f->columns[1], c = f->columns[2];
+  uint32_t n = f->count, *ends = col.value_end + col.n;
+  uint8_t *base = col.values, *p = base + col.value_bytes;
+  a.kind = kinds & 7;
+  b.kind = kinds >> 3 & 7;
+  c.kind = kinds >> 6 & 7;
+  for (uint32_t i = 0; i < n; i++) {
+    streams_put64(p, prefix);
+    p = frame_put_cell(&a, i, p + 5);
+    if (columns > 1) p = frame_put_cell(&b, i, p);
+    if (columns > 2) p = frame_put_cell(&c, i, p);
+    ends[i] = (uint32_t)(p - base);
+  }
+  return p;
+}
+
+/* The shapes of the built-in schemas have loops of their own. */
+static uint8_t *put_all_bodies(const frame *f, uint64_t prefix) {
+  enum { READING = KIND_BYTES | KIND_DOUBLE << 3 | KIND_LONG << 6 };
+  uint32_t kinds = 0, n = f->count, *ends = col.value_end + col.n;
+  for (uint32_t i = 0; i < f->n_columns && i < 3; i++) kinds |= f->columns[i].kind << (3 * i);
+  if (f->n_columns == 3 && kinds == READING) return put_bodies(f, prefix, 3, READING);
+  if (f->n_columns == 1 && kinds == KIND_LONG) return put_bodies(f, prefix, 1, KIND_LONG);
+  if (f->n_columns == 1 && kinds == KIND_DOUBLE) return put_bodies(f, prefix, 1, KIND_DOUBLE);
+  if (f->n_columns == 1 && kinds == KIND_BYTES) return put_bodies(f, prefix, 1, KIND_BYTES);
+  uint8_t *base = col.values, *p = base + col.value_bytes;
+  for (uint32_t i = 0; i < n; i++) {
+    p = put_body(f, i, prefix, p);
+    ends[i] = (uint32_t)(p - base);
+  }
+  return p;
+}
+
+/* Rows of a frame whose puts are all good. */
+static void put_good_rows(const frame *f, uint64_t prefix) {
+  frame_column keys = f->keys;
+  uint32_t n = f->count, *ends = col.key_end + col.n;
+  uint8_t *base = col.keys, *key = base + col.key_bytes;
+  for (uint32_t i = 0; i < n; i++) {
+    key = frame_put_item(&keys, i, key);
+    ends[i] = (uint32_t)(key - base);
+  }
+  col.value_bytes = (uint32_t)(put_all_bodies(f, prefix) - col.values);
+  col.key_bytes = (uint32_t)(key - base);
+  col.n += n;
+}
+
+/* Rows of a frame, each judged; what is kept moves up over what is not. */
+static void put_judged_rows(const frame *f, const record *head, const schema_entry *schema, uint64_t prefix, const uint8_t *key_codes, int check_bodies) {
+  uint32_t first = col.n;
+  for (uint32_t i = 0; i < f->count; i++) {
+    record r = *head;
+    uint32_t item = f->keys.index ? f->keys.index[i] : i, n = col.n;
+    uint8_t *value = col.values + col.value_bytes, *end = put_body(f, i, prefix, value);
+    r.key = f->keys.bytes + f->keys.at[item];
+    r.key_len = (int32_t)(f->keys.at[item + 1] - f->keys.at[item]);
+    r.value = value;
+    r.value_len = (int32_t)(end - value);
+    int code = key_codes[item];
+    if (!code && is_bad_ttl(f, i)) code = R_TTL;
+    if (!code && check_bodies) code = check_body(head, schema, value, (uint32_t)r.value_len);
+    if (code) { emit_part_reject(&r, code, (int32_t)i); continue; }
+    copy_steps(col.keys + col.key_bytes, r.key, (uint32_t)r.key_len);
+    col.part[n] = (int32_t)i;
+    col.expires_ms[n] = col.expires_ms[first + i];
+    for (uint32_t c = 0; typed.state == TYPED_ON && c < f->n_columns; c++)
+      if (f->columns[c].kind <= KIND_DOUBLE) ((uint64_t *)sections[S_TYPED + c].p)[n] = f->columns[c].numbers[i];
+    col.key_end[n] = col.key_bytes += (uint32_t)r.key_len;
+    col.value_end[n] = col.value_bytes += (uint32_t)r.value_len;
+    col.n++;
+  }
+}
+
+/* Writes out the puts of a frame; a reason when the record as a whole is none. `left`: bytes of input after it;
+ * `count` and `size` of its record batch, whose records keep their room. */
+static int expand_frame(record *r, uint32_t left, uint32_t count, uint32_t size) {
+  static frame f;
+  int code = check_headers(r);
+  if (code) return code;
+  if (is_ahead(r->hlc, r) || is_ahead(r->generation, r)) return R_CLOCK;
+  if (!frame_read(&f, r->value + 5, (uint32_t)r->value_len - 5)) return R_FRAME;
+  const schema_entry *schema = find_schema(f.schema_id);
+  if (!schema) { r->detail = f.schema_id; return R_SCHEMA; }
+  uint64_t hint = left / (uint32_t)r->value_len;
+  typed_begin(&f);
+  if (!prepare_frame(&f, (uint32_t)r->value_len, hint)) return R_FRAME;
+  make_room((uint64_t)f.count + count, f.key_bytes + size, f.value_bytes + size, hint);
+  col.frames = 1;
+  r->op = schema->op;
+  uint8_t *key_codes = arena_take(f.keys.items);
+  int bad = check_keys(&f, key_codes) | put_expiries(&f, r);
+  int check_bodies = schema->op == OP_PURGE || !frame_bodies_valid(&f, config.bytes + schema->at, schema->len);
+  uint64_t prefix = (uint64_t)__builtin_bswap32(f.schema_id) << 8;
+  put_constants(r, f.count);
+  if (bad || check_bodies) put_judged_rows(&f, r, schema, prefix, key_codes, check_bodies);
+  else put_good_rows(&f, prefix);
+  return 0;
 }
 
 /* ---- one record batch ---- */
@@ -265,33 +503,42 @@ STREAMS_INLINE int read_record(const uint8_t *p, const uint8_t *end, int64_t bas
 }
 
 /* Decodes one batch; a truncated one leaves nothing. */
-static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int64_t next, const uint8_t *input) {
+static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int64_t next, uint32_t left) {
   int64_t base_offset = (int64_t)be64(p), base_ms = (int64_t)be64(p + 27);
-  uint32_t attributes = be16(p + 21), count = be32(p + 57);
+  uint32_t attributes = be16(p + 21), count = be32(p + 57), size = (uint32_t)(end - p);
   int log_append = attributes >> 3 & 1;
   if (log_append) base_ms = (int64_t)be64(p + 35);
   if (attributes & 0x20) return STATUS_OK; /* control batch: transaction markers */
-  uint32_t n = col.n, n_rejects = col.n_rejects;
-  uint8_t *key = col.key, *value = col.value;
+  uint32_t n = col.n, n_rejects = col.n_rejects, key_bytes = col.key_bytes, value_bytes = col.value_bytes;
+  uint32_t reject_bytes = col.reject_bytes, most = count < size / 7 ? count : size / 7; /* a record takes 7 bytes */
+  int frames = col.frames;
+  make_room(most, size, size, left / size);
   p += BATCH_HEADER;
   for (uint32_t i = 0; i < count; i++) {
     int64_t length;
-    if (!varint(&p, end, &length) || length < 0 || length > end - p || col.n == col.cap) {
-      col.n = n; col.n_rejects = n_rejects; col.key = key; col.value = value;
+    if (!varint(&p, end, &length) || length < 0 || length > end - p || i == most) {
+      col.n = n; col.n_rejects = n_rejects; col.key_bytes = key_bytes; col.value_bytes = value_bytes;
+      col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF;
       return STATUS_TRUNCATED;
     }
     record r;
     r.key_len = r.value_len = -1;
-    r.key = r.value = input;
+    r.key = r.value = p;
     r.offset = base_offset + i;
     r.append_ms = base_ms;
     r.detail = r.op = 0;
     int code = read_record(p, p + length, base_offset, base_ms, log_append, &r);
     p += length;
     if (r.offset < from || r.offset >= next) continue;
-    if (!code) code = check_record(&r);
-    if (code) emit_reject(&r, code, input);
-    else emit(&r);
+    if (!code && is_frame(&r)) {
+      code = expand_frame(&r, left + (uint32_t)(end - p), most, size);
+      if (!code) continue;
+    } else if (!code) {
+      code = check_record(&r);
+    }
+    if (code) { emit_reject(&r, code, PART_NONE); continue; }
+    typed.state = TYPED_OFF;
+    emit(&r);
   }
   return STATUS_OK;
 }
@@ -301,7 +548,7 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
 STREAMS_EXPORT("streams_decoder_v1") int32_t streams_decoder_v1(void) { return 1; }
 
 STREAMS_EXPORT("streams_configure") int32_t streams_configure(const uint8_t *p, uint32_t len) {
-  if (len < 40) return -1;
+  if (len < CONFIG_BYTES) return -1;
   if (config.bytes) streams_free(config.bytes, config.size);
   config.bytes = streams_malloc(len);
   config.size = len;
@@ -313,27 +560,29 @@ STREAMS_EXPORT("streams_configure") int32_t streams_configure(const uint8_t *p, 
   config.ahead_ms = (int64_t)streams_get64(p + 24);
   config.prefix_len = streams_get32(p + 32);
   config.n_schemas = streams_get32(p + 36);
-  config.schemas = (const schema_entry *)(p + 40);
-  config.prefix = p + 40 + 16 * config.n_schemas;
+  config.schemas = (const schema_entry *)(p + CONFIG_BYTES);
+  config.frame_id = streams_get32(p + 40);
+  config.prefix = p + CONFIG_BYTES + 16 * config.n_schemas;
   config.last = 0;
   streams_round_over = 1;
   return 0;
 }
 
 STREAMS_EXPORT("streams_decode") void *streams_decode(const uint8_t *input, uint32_t len, int64_t from, int64_t next) {
-  uint32_t batches = streams_get32(input), cap = 0;
-  const uint8_t *p = input + 4 + 4 * batches;
+  uint32_t batches = streams_get32(input);
+  const uint8_t *p = input + 4 + 4 * batches, *end = input + len;
   streams_round_over = 1;
   out.status = STATUS_INPUT;
   if (len < 4 || batches > (len - 4) / 4) return &out;
   for (uint32_t i = 0; i < batches; i++) {
     uint32_t size = streams_get32(input + 4 + 4 * i);
-    if (size > len - (uint32_t)(p - input)) return &out;
-    uint32_t count = size < BATCH_HEADER ? 0 : be32(p + 57), most = size / 7;
-    cap += count < most ? count : most;
+    if (size > (uint32_t)(end - p)) return &out;
     p += size;
   }
-  open_columns(cap, len);
+  col.n = col.key_bytes = col.value_bytes = col.n_rejects = col.reject_bytes = 0;
+  col.frames = 0;
+  typed.state = TYPED_OPEN;
+  make_room(0, 0, 0, 0);
   out.status = STATUS_OK;
   out.next = next;
   p = input + 4 + 4 * batches;
@@ -342,7 +591,7 @@ STREAMS_EXPORT("streams_decode") void *streams_decode(const uint8_t *input, uint
     uint32_t size = streams_get32(input + 4 + 4 * i);
     if (size < BATCH_HEADER) out.status = STATUS_TRUNCATED;
     else if (p[16] != 2) out.status = STATUS_MAGIC;
-    else out.status = decode_batch(p, p + size, from, next, input);
+    else out.status = decode_batch(p, p + size, from, next, (uint32_t)(end - p) - size);
     if (out.status != STATUS_OK) out.next = decoded;
     else if ((int64_t)be64(p) + (int32_t)be32(p + 23) + 1 > decoded) decoded = (int64_t)be64(p) + (int32_t)be32(p + 23) + 1;
     p += size;
