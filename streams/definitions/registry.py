@@ -18,6 +18,7 @@ from streams.definitions.kafka_log import KafkaDefinitionsLog, KafkaLogOptions
 from streams.definitions.log import DefinitionsLog, Fenced, UnknownOutcome
 from streams.definitions.view import DefinitionsView, Version
 from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Timeout
+from streams.model.fold_table import FURTHER
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
 from streams.model.topology import Topology
@@ -25,6 +26,7 @@ from streams.serde import (
     DELETE,
     FRAME,
     PURGE,
+    TABLE_PURGE,
     AvroSchema,
     SchemaSet,
     check_level,
@@ -192,7 +194,7 @@ class Definitions:
         puts = {found.schema.id: found.schema for found in self._view.versions(known.subject)}
         if declared is not None:
             puts.setdefault(declared.id, declared)
-        specials = {builtin[DELETE].id: OP_DELETE, builtin[PURGE].id: OP_PURGE}
+        specials = {builtin[DELETE].id: OP_DELETE, builtin[PURGE].id: OP_PURGE, builtin[TABLE_PURGE].id: OP_PURGE}
         table = [(schema.id, OP_PUT, schema.document) for schema in puts.values() if schema.id not in specials]
         return [*table, *((ident, op, self.schema(ident).document) for ident, op in specials.items())]
 
@@ -350,6 +352,8 @@ def _registration(view: DefinitionsView, subject: str, schema: AvroSchema) -> li
 
 
 def _keyspace_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema | None) -> list[Entry]:
+    if any(each.name == wanted.name for each in FURTHER):
+        raise Conflict(f"{wanted.name} is a built-in table", field="name", fix="choose another name")
     known = view.keyspaces.get(wanted.name)
     if known is not None:
         for name in ("merge", "schema", "partitions", "consistency"):
@@ -367,7 +371,7 @@ def _keyspace_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema |
 def _schema_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema | None) -> list[Entry]:
     """Register the keyspace's schema, or check that it is there; it must be what the merge type folds."""
     builtin = load_builtin()
-    if wanted.schema in (DELETE, PURGE, FRAME):
+    if wanted.schema in (DELETE, PURGE, FRAME, TABLE_PURGE):
         raise BadInput(f"{wanted.schema} is the platform's own", field="schema", fix="choose a schema of values")
     declared = _FOLDED.get(wanted.merge)
     if declared is not None and wanted.schema != declared:

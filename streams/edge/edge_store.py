@@ -256,6 +256,10 @@ class EdgeTables:
         """Everything that is visible here, as positions in the origins' inputs."""
         return self.positions.token
 
+    def applied_by(self, table: str) -> Token:
+        """What is visible of a table's inputs in that table; another table of the same input may be further or less."""
+        return self.positions.applied_by(table)
+
     async def wait_for(self, token: Token, timeout_s: float, table: str | None = None) -> None:
         """Return when `token` is visible here (in `table`, if given). BadInput for one that cannot be; Timeout."""
         await self.positions.wait_for(token, timeout_s, table)

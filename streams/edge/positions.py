@@ -55,6 +55,12 @@ class Positions:
             return 0
         return min(tables.values()) if table is None else tables.get(table, 0)
 
+    def applied_by(self, table: str) -> Token:
+        """What one table has applied of its inputs."""
+        inputs = self._tables[table].inputs
+        found = {key: tables[table] for key, tables in self._applied.items() if key.topic in inputs and table in tables}
+        return Token(found)
+
     def advance(self, table: str, origin: str, marker: Marker) -> None:
         """A marker of `origin` was applied to `table`; wakes who waited for it."""
         for name, at in marker.inputs.items():

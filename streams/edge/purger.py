@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streams.edge.edge_store import EdgeTables
 from streams.edge.edge_table import EdgeTable
@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """The event that makes a row's dead parts go (schema streams.Purge); see SPEC for its fold."""
+    """The event that makes a row's dead parts go (schema streams.Purge; wasm_udfs/ABI.md says how it is folded).
+
+    `table`: whose row it is, when it is not the keyspace's own table's (schema streams.TablePurge).
+    """
 
     generation: int
     before_ms: int
     last_hlc: int
     remove: bool
+    table: str = ""
 
 
 _ONE_CELL, _NEVER, _NO_DELETE = (1).to_bytes(2, "little"), NEVER_MS.to_bytes(8, "little"), bytes(8)
@@ -186,6 +190,8 @@ class Purger:
             others = {other: row for other, row in rows.items() if other != replica}
             purge = decide(table.spec.merge, rows[replica], others, passed_ms, self._options)
             if purge is not None:
+                if table.spec.name != table.spec.keyspace:
+                    purge = replace(purge, table=table.spec.name)
                 await self._emit(table.spec.keyspace, replica[1], key, purge)
                 emitted += 1
         merged = merge_rows(rows, now_ms)

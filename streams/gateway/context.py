@@ -93,7 +93,7 @@ class Gateway:
         Timeout after `wait_s`, so that the client may go to another region.
         """
         token = self.token_of(call)
-        await self.await_token(token)
+        await self.await_token(token, table)
         limit_ms = MAX_STALENESS.read(call)
         if limit_ms is not None:
             await self._await_freshness(table, limit_ms)
@@ -101,8 +101,7 @@ class Gateway:
 
     def read_headers(self, token: Token, table: str) -> Headers:
         """The token after a read of `table` — what came with the request and what was applied — and its age."""
-        inputs = self.tables.table(table).spec.inputs
-        merged = token.merge(self.tables.applied.restrict(inputs))
+        merged = token.merge(self.tables.applied_by(table))
         stale = self.tables.staleness_ms(table)
         return (
             (b"causal-token", merged.encode().encode()),
@@ -122,13 +121,19 @@ class Gateway:
                 )
         return token
 
-    async def await_token(self, token: Token) -> None:
-        """Return once `token` is visible here; Timeout after `wait_s`."""
+    async def await_token(self, token: Token, table: str | None = None) -> None:
+        """Return once `token` is visible here; Timeout after `wait_s`.
+
+        Visible in `table`, as far as it takes the events named, else in their keyspaces' own tables: a further table
+        that is behind holds up only those who read it.
+        """
         if not token.positions:
             return
         await self._know(token)
         try:
-            await self.tables.wait_for(token, self.options.wait_s)
+            await asyncio.gather(
+                *(self.tables.wait_for(part, self.options.wait_s, name) for name, part in self._split(token, table))
+            )
         except Timeout as error:
             raise Timeout(
                 f"this region has not caught up with the token within {self.options.wait_s:g} s",
@@ -136,6 +141,16 @@ class Gateway:
                 fix="try again, or read in the region where the write was made",
                 retry_after_s=error.retry_after_s,
             ) from None
+
+    def _split(self, token: Token, table: str | None) -> list[tuple[str | None, Token]]:
+        """The token's parts, and the table that each must be visible in; None: in all, for topics of no keyspace."""
+        inputs = () if table is None else self.tables.table(table).spec.inputs
+        parts: dict[str | None, list[str]] = {}
+        for topic in {position.topic for position in token.positions}:
+            own = topic.removeprefix("events.")
+            where = table if topic in inputs else own if own in self.tables.tables else None
+            parts.setdefault(where, []).append(topic)
+        return [(where, token.restrict(topics)) for where, topics in parts.items()]
 
     async def learn(self, call: Call, name: str) -> None:
         """Wait, at most `wait_s`, for the keyspaces in the request's token when `name` is none of the known ones:

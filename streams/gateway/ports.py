@@ -30,6 +30,10 @@ class Tables(Protocol):
         """What is visible here."""
         ...
 
+    def applied_by(self, table: str) -> Token:
+        """What is visible of a table's inputs in it."""
+        ...
+
     def table(self, name: str) -> EdgeTable:
         """A table; NotFound."""
         ...

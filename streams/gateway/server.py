@@ -165,7 +165,7 @@ class GatewayServer:
 
     async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
         gateway = self.gateway
-        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove)
+        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove, table=purge.table)
         headers = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
         topic = self.definitions.keyspace(keyspace).events_topic
         await self.producer.put(topic, key, value, headers, partition)

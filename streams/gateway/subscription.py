@@ -16,7 +16,7 @@ from streams.model.errors import BadInput, Conflict
 from streams.model.keys import validate_key
 from streams.model.keyspace import Keyspace
 from streams.model.token import Input, Token
-from streams.serde import DELETE, PURGE, decode_frame, is_frame, load_builtin, wire_schema_id
+from streams.serde import DELETE, PURGE, TABLE_PURGE, decode_frame, is_frame, load_builtin, wire_schema_id
 
 _FETCH = FetchOptions(max_wait_ms=100, client_id="streams-subscribe")
 _BYTES_AT_ONCE = 1 << 20
@@ -179,7 +179,7 @@ def _show(gateway: Gateway, each: Event, prefix: str) -> dict[str, object] | Non
         if not key.startswith(prefix):
             return None
         schema = wire_schema_id(record.value)
-        if schema == load_builtin()[PURGE].id:
+        if schema in (load_builtin()[PURGE].id, load_builtin()[TABLE_PURGE].id):
             return None
         if schema == load_builtin()[DELETE].id:
             shown["op"] = "delete"

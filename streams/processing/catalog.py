@@ -11,7 +11,7 @@ from streams.definitions.registry import Definitions
 from streams.model.fold_table import DERIVED, DerivedFold, FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
-from streams.serde import DELETE, FRAME, PURGE, AvroSchema, load_builtin
+from streams.serde import DELETE, FRAME, PURGE, TABLE_PURGE, AvroSchema, load_builtin
 from streams.wasm.avro_program import avro_program
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
 from streams.wasm.decoder import DecoderConfig, SchemaProgram
@@ -76,7 +76,7 @@ def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: st
     """The rules of a keyspace whose puts may carry these schemas, for a UDF that reads the schema `reads`."""
     builtin = load_builtin()
     programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document)) for schema in puts.values()}
-    for name, op in ((DELETE, OP_DELETE), (PURGE, OP_PURGE)):
+    for name, op in ((DELETE, OP_DELETE), (PURGE, OP_PURGE), (TABLE_PURGE, OP_PURGE)):
         programs[builtin[name].id] = SchemaProgram(op, avro_program(builtin[name].document))
     wanted = reads or _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None

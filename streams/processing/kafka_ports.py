@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from streams.kafka.admin import Admin
+from streams.kafka.batches import Record
 from streams.kafka.changelog_writer import TransactionalWriter
 from streams.kafka.run import TP
 from streams.model.marker import MARKER_KEY
@@ -32,7 +33,10 @@ class ChangelogWriter:
         """
         if not outputs and records[-1][0] == MARKER_KEY:
             return await self.writer.append(self.tp.topic, self.tp.partition, records)
-        extra = [(out.topic, out.partition, [(out.key, out.value, out.headers)]) for out in outputs]
+        groups: dict[tuple[str, int | None], list[Record]] = {}
+        for out in outputs:
+            groups.setdefault((out.topic, out.partition), []).append((out.key, out.value, out.headers))
+        extra = [(topic, partition, records) for (topic, partition), records in groups.items()]
         return await self.writer.commit(self.tp.topic, self.tp.partition, records, extra)
 
     async def close(self) -> None:

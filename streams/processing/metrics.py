@@ -19,6 +19,7 @@ _COUNTERS = {
     "heartbeats": "Heartbeat markers",
     "rows": "Rows committed",
     "dead_letters": "Events sent to the dead-letter topic",
+    "outputs": "Records written to output topics",
     "seeks_back": "Times a gap made the consumer seek back",
     "decode_s": "Seconds decoding",
     "fold_s": "Seconds folding",

@@ -19,6 +19,7 @@ from streams.model.errors import StreamsError
 from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
 from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
 from streams.processing.dead_letter import dead_letter
+from streams.processing.outputs import output_headers, outputs_of
 from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StorePort, TaskPorts
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,10 @@ class PositionError(StreamsError):
 
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
-    """What the task works on. `udf_hash`: SHA-256 of the module, hex. `owner`: this process, for claims and markers."""
+    """What the task works on. `udf_hash`: SHA-256 of the module, hex. `owner`: this process, for claims and markers.
+
+    `output_topics`: where the UDF's outputs go, by their index; `region`: the origin that their headers name.
+    """
 
     table: str
     partition: int
@@ -42,6 +46,8 @@ class TaskIdentity:
     dead_letter_topic: str
     udf_hash: str
     owner: str
+    region: str = ""
+    output_topics: tuple[str, ...] = ()
 
     @property
     def input_key(self) -> str:
@@ -87,6 +93,7 @@ class TaskStats:
     heartbeats: int = 0
     rows: int = 0
     dead_letters: int = 0
+    outputs: int = 0
     seeks_back: int = 0
     decode_s: float = 0.0
     fold_s: float = 0.0
@@ -155,6 +162,13 @@ class PartitionTask:
         return max(0, self.input_end - self.committed_position) if self.committed_position >= 0 else 0
 
     @property
+    def wanted(self) -> int | None:
+        """From where on the input is still to be fetched for this task; None while it takes nothing."""
+        if self.state is not TaskState.RUNNING or self._closing:
+            return None
+        return max(self.position, self._inbox[-1][0].next) if self._inbox else self.position
+
+    @property
     def policy(self) -> CommitPolicy:
         """When this task commits."""
         return self._policy
@@ -177,9 +191,11 @@ class PartitionTask:
         self.position = self.committed_position = await self._start_position(marker)
         if marker is not None:
             self._seq, self._time_ms = marker.seq, marker.time_ms
-        await ports.input.seek(self.position)
         self._policy = CommitPolicy(self.options.commit, ports.now_s())
-        self.state = TaskState.RUNNING
+        # Running before the seek: the input's other tables must not seek past this position meanwhile, and the first
+        # runs may come before it returns. Those that are of before it are a gap that needs no second seek.
+        self.state, self._sought_s = TaskState.RUNNING, ports.now_s()
+        await ports.input.seek(self.position)
         log.info(
             "%s: took over at %s next=%d seq=%d after %.2f s",
             self.identity,
@@ -340,10 +356,10 @@ class PartitionTask:
 
     async def _seek_back(self, why: str) -> None:
         """What comes at the position was not fetched, or was lost on the way: fetch it again, unless it is gone."""
-        self._empty_inbox()
         now_s = self._ports.now_s()
         if now_s - self._sought_s < self.options.seek_again_s:
-            return
+            return  # what was sought may stand behind this stray in the inbox
+        self._empty_inbox()
         bounds = await self._ports.input.bounds()
         if self.position < bounds.start:
             raise PositionError(
@@ -379,6 +395,7 @@ class PartitionTask:
         if action is Action.COMMIT:
             rows, late = self._ports.fold.take()
             self._reject(late)
+            self._put_out(self._ports.fold.take_outputs())
         outputs, self._outputs = self._outputs, []
         self._seq += 1
         marker = Marker(
@@ -392,6 +409,14 @@ class PartitionTask:
         stamped, records = unit_records(rows, marker)
         self.stats.take_s += self._ports.now_s() - began_s
         return _Unit(stamped, records, outputs, marker)
+
+    def _put_out(self, made: Sequence[tuple[int, bytes, bytes]]) -> None:
+        if not made:
+            return
+        identity = self.identity
+        made_by = output_headers(self._time_ms, identity.region, identity.input_key, self.position)
+        self._outputs += outputs_of(made, identity.output_topics, made_by)
+        self.stats.outputs += len(made)
 
     async def _commit_unit(self, unit: _Unit) -> None:
         """Changelog first; once that is acknowledged, the store in one batch."""

@@ -34,10 +34,13 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A record for another topic, written in the same transaction as the unit it comes from."""
+    """A record for another topic, written in the same transaction as the unit it comes from.
+
+    `partition` None: by the key's hash, as any producer would choose it.
+    """
 
     topic: str
-    partition: int
+    partition: int | None
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -119,6 +122,10 @@ class FoldPort(Protocol):
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The rows changed since the last take, and events of earlier folds that only now turned out bad."""
+        ...
+
+    def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
+        """The UDF's outputs that belong to the rows of the last take: (index of its topic, key, value)."""
         ...
 
     def committed(self) -> None:

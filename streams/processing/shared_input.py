@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from streams.processing.partition_runner import PartitionRunner
-from streams.processing.partition_task import TaskState
 from streams.processing.ports import RunPort
 
 T = TypeVar("T")
@@ -90,9 +90,12 @@ class SharedInput:
         self.runners: dict[str, PartitionRunner] = {}
         self._seek = seek
         self._memos: deque[SharedRun] = deque(maxlen=MEMOS)
+        self._seeking = asyncio.Lock()
+        self._at = -1
 
     def offer(self, run: RunPort, done: Callable[[], object]) -> None:
         """Hand a run to every table. Never blocks."""
+        self._at = run.next
         runners = list(self.runners.values())
         if len(runners) == 1:
             runners[0].offer(run, done)
@@ -116,9 +119,12 @@ class SharedInput:
 
     async def seek(self, table: str, offset: int) -> None:
         """Make sure that `table` gets the events from `offset` on."""
-        behind = [
-            runner.task.position
-            for name, runner in self.runners.items()
-            if name != table and runner.task is not None and runner.task.state is TaskState.RUNNING
-        ]
-        await self._seek(min([offset, *behind]))
+        async with self._seeking:
+            tasks = [runner.task for name, runner in self.runners.items() if name != table]
+            wanted = [at for task in tasks if task is not None and (at := task.wanted) is not None]
+            self._at = min([offset, *wanted])
+            await self._seek(self._at)
+
+    def rewound(self, runner: PartitionRunner) -> bool:
+        """Whether the input is read for a table further behind: this one has nothing to do until that has caught up."""
+        return runner.task is not None and 0 <= self._at < runner.task.position

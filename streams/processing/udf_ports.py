@@ -13,8 +13,8 @@ from streams.model.fold_table import FoldTable
 from streams.processing.catalog import KeyspaceRules, RulesCache
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
 from streams.processing.shared_input import SharedRun
-from streams.serde import AvroSchema, project, wire_schema_id
-from streams.wasm.batch import OP_PUT, Batch, Event, build, starts_of
+from streams.serde import TABLE_PURGE, AvroSchema, decode_body, load_builtin, project, wire_schema_id
+from streams.wasm.batch import OP_PURGE, OP_PUT, Batch, Event, build, starts_of
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
@@ -74,7 +74,8 @@ class RunDecoder:
         if n:
             batch = Batch.parse(raw)
             last_ms = max(last_ms, int(batch.column("append_ms")[-1]))
-            kept, refused = fit(batch, rules)
+            own = purges_of(batch, self._table)
+            kept, refused = fit(own, rules) if own.n else (own, [])
             if kept is not batch:
                 raw, n = kept.raw, kept.n
                 rejected += refused
@@ -86,6 +87,22 @@ class RunDecoder:
             return decoder.decode(run.batches, from_offset, run.next, config)
         finally:
             self._pool.give_back(decoder)
+
+
+def purges_of(batch: Batch, table: FoldTable) -> Batch:
+    """The batch without the purges of other tables' rows: a key may be in several of them. Almost always itself."""
+    purges = np.flatnonzero(batch.column("op") == OP_PURGE)
+    if not len(purges):
+        return batch
+    foreign = [at for at in purges.tolist() if not _is_purge_of(batch.event(at).value, table)]
+    return batch.select(np.delete(np.arange(batch.n), foreign)) if foreign else batch
+
+
+def _is_purge_of(value: bytes, table: FoldTable) -> bool:
+    named = load_builtin()[TABLE_PURGE]
+    if wire_schema_id(value) != named.id:
+        return table.is_own
+    return bool(decode_body(named, value)["table"] == table.name)
 
 
 def _rejected(reject: RecordReject) -> Rejected:
@@ -155,6 +172,10 @@ class UdfFold:
         """The changed rows, and events of earlier batches that only now turned out to stop the module."""
         rows = self._host.take()
         return rows, [_refused(late.event, late.reject) for late in self._host.late_rejects]
+
+    def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
+        """What the UDF puts out with the rows of the last take."""
+        return self._host.take_outputs()
 
     def committed(self) -> None:
         """The rows of the last take are in the store."""

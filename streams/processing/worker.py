@@ -83,8 +83,18 @@ class PartitionFactory:
         options, keyspace = self.options, table.keyspace
         changelog = TP(table.topic, tp.partition)
         wasm = builtin_module(table.udf or builtin_for_merge(table.merge.label))
-        fold = FoldHost(wasm, self.modules, FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(table.merge)))
-        identity = TaskIdentity(table.name, tp.partition, tp.topic, keyspace.dead_letter_topic, fold.sha256, self.owner)
+        limits = FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(table.merge), outputs=len(table.outputs))
+        fold = FoldHost(wasm, self.modules, limits)
+        identity = TaskIdentity(
+            table.name,
+            tp.partition,
+            tp.topic,
+            keyspace.dead_letter_topic,
+            fold.sha256,
+            self.owner,
+            options.region,
+            table.outputs,
+        )
         writer = TransactionalWriter(self.link, f"{table.name}/{tp.partition}", _WRITER)
         path = options.directory / table.name / str(tp.partition)
 
@@ -246,7 +256,7 @@ class Worker:
             for tp, end in ends.items():
                 if (shared := self._inputs.get(tp)) is not None:
                     for runner in list(shared.runners.values()):
-                        self._judge(runner, asked_at_ms, end)
+                        self._judge(runner, asked_at_ms, end, rewound=shared.rewound(runner))
 
     def _lasting(self, ailment: str) -> str:
         """`ailment` once it has lasted: agents are replaced during a rebalance, and that looks like death."""
@@ -254,12 +264,12 @@ class Worker:
         self._well_s = self._well_s if ailment else now_s
         return ailment if now_s - self._well_s > _AILING_S else ""
 
-    def _judge(self, runner: PartitionRunner, asked_at_ms: int, end: int) -> None:
+    def _judge(self, runner: PartitionRunner, asked_at_ms: int, end: int, *, rewound: bool) -> None:
         task = runner.task
         committed = task.committed_position if task is not None else -1
         if task is not None:
             task.observe_end(asked_at_ms, end)
-        excused = runner.state != "running"
+        excused = runner.state != "running" or rewound
         verdict = self._watchdog.judge(runner.name, committed, end, time.monotonic(), excused=excused)
         if verdict is Verdict.RESTART:
             log.error("watchdog: %s stands at %d of %d, restarting it", runner.name, committed, end)

@@ -8,7 +8,7 @@ from streams.serde.frame_reader import FrameColumns, decode_frame
 from streams.serde.frames import Frame, encode_frames, is_frame
 from streams.serde.json_text import dump_json, parse_json
 from streams.serde.puts import delete_value, from_avro, purge_value, to_avro
-from streams.serde.schemas import DELETE, FRAME, PURGE, AvroSchema, load_builtin, parse_schema, schema_id
+from streams.serde.schemas import DELETE, FRAME, PURGE, TABLE_PURGE, AvroSchema, load_builtin, parse_schema, schema_id
 
 __all__ = [
     "DEFAULT_LEVEL",
@@ -17,6 +17,7 @@ __all__ = [
     "LEVELS",
     "PREFIX_BYTES",
     "PURGE",
+    "TABLE_PURGE",
     "AvroSchema",
     "Columns",
     "Dictionary",

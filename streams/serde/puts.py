@@ -13,7 +13,7 @@ from streams.model.keyspace import Keyspace
 from streams.serde.codec import SchemaSet, encode
 from streams.serde.json_text import dump_json
 from streams.serde.mapping import avro_to_json, describe, json_to_avro, timestamp
-from streams.serde.schemas import DELETE, PURGE, AvroSchema, load_builtin
+from streams.serde.schemas import DELETE, PURGE, TABLE_PURGE, AvroSchema, load_builtin
 
 ADD_MAX = 2**53
 METRIC_BYTES_MAX = 256
@@ -50,7 +50,7 @@ def from_avro(value: bytes, schemas: SchemaSet) -> Any:
     """
     schema_id, obj = schemas.decode_value(value)
     name = schemas.known(schema_id).name
-    if name in (DELETE, PURGE):
+    if name in (DELETE, PURGE, TABLE_PURGE):
         return None
     if name == "streams.Json":
         try:
@@ -67,9 +67,14 @@ def delete_value() -> bytes:
     return encode(load_builtin()[DELETE], {})
 
 
-def purge_value(generation: int, before_ms: int, last_hlc: int, *, remove: bool) -> bytes:
-    """The value of a purge event: drop what began by `generation` or expired by `before_ms`; maybe the row."""
+def purge_value(generation: int, before_ms: int, last_hlc: int, *, remove: bool, table: str = "") -> bytes:
+    """The value of a purge event: drop what began by `generation` or expired by `before_ms`; maybe the row.
+
+    `table`: whose row it is, when it is not the keyspace's own table's.
+    """
     purge = {"generation": generation, "before_ms": before_ms, "last_hlc": last_hlc, "remove": remove}
+    if table:
+        return encode(load_builtin()[TABLE_PURGE], {**purge, "table": table})
     return encode(load_builtin()[PURGE], purge)
 
 

@@ -23,6 +23,7 @@ TEXT_BYTES_MAX = 256 * 1024
 """The longest schema, as canonical JSON."""
 
 DELETE, PURGE, FRAME = "streams.Delete", "streams.Purge", "streams.Frame"
+TABLE_PURGE = "streams.TablePurge"
 _FIX = "send a valid Avro 1.12 schema"
 
 
@@ -85,7 +86,7 @@ def load_builtin() -> MappingProxyType[str, AvroSchema]:
         if entry.name.endswith(".avsc"):
             schema = parse_schema(entry.read_bytes())
             found[schema.name] = schema
-    if not {DELETE, PURGE, FRAME} <= found.keys():
+    if not {DELETE, PURGE, FRAME, TABLE_PURGE} <= found.keys():
         raise BadInput("the built-in schemas are missing", field="schemas", fix="install the package again")
     return MappingProxyType(found)
 

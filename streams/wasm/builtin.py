@@ -7,10 +7,12 @@ from importlib.resources import files
 from streams.model.errors import NotFound
 
 _PATHS = {
+    "anomaly": ("anomaly", "anomaly.wasm"),
     "counter": ("counter", "counter.wasm"),
     "kv": ("kv", "kv.wasm"),
     "max": ("extremum", "max.wasm"),
     "min": ("extremum", "min.wasm"),
+    "telemetry": ("telemetry", "telemetry.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
 }
 _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}

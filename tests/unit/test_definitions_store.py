@@ -118,8 +118,15 @@ async def test_a_builtin_keyspace_takes_only_what_its_udf_can_read() -> None:
             (newer.id, 0),
             (builtin["streams.Delete"].id, 1),
             (builtin["streams.Purge"].id, 2),
+            (builtin["streams.TablePurge"].id, 2),
         ]
         assert store.schema_table("score")[1][2] == newer.document
+
+
+async def test_a_keyspace_cannot_take_the_name_of_a_built_in_table() -> None:
+    async with definitions(MemoryHome()) as store:
+        with pytest.raises(Conflict, match="built-in table"):
+            await store.put_keyspace(Keyspace("telemetry"))
 
 
 async def test_keyspaces() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from streams.model.fold_table import DerivedFold, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
 from streams.processing.catalog import BuiltinCatalog, RulesCache, keyspace_rules
@@ -12,10 +13,10 @@ from streams.processing.dead_letter import dead_letter
 from streams.processing.metrics import MinuteLine
 from streams.processing.partition_task import TaskStats
 from streams.processing.ports import Rejected
-from streams.processing.udf_ports import VALUE_BYTES_MAX, fit
+from streams.processing.udf_ports import VALUE_BYTES_MAX, fit, purges_of
 from streams.processing.watchdog import LagWatchdog, Verdict, WatchdogOptions
-from streams.serde import encode, load_builtin, parse_schema
-from streams.wasm.batch import OP_PUT, Event, build
+from streams.serde import encode, load_builtin, parse_schema, purge_value
+from streams.wasm.batch import OP_PURGE, OP_PUT, Event, build
 
 
 def event(offset: int, value: bytes) -> Event:
@@ -99,6 +100,24 @@ def test_rules_are_made_anew_only_when_schemas_change() -> None:
     assert cache.rules(first) is cache.rules(first)
     assert cache.rules(first) is not cache.rules(second)
     assert BUILTIN[1].merge is MergeType.MAX
+
+
+def test_a_purge_reaches_only_the_table_that_it_names() -> None:
+    device = next(each for each in BUILTIN if each.name == "device")
+    own, one, two = fold_tables([device], [DerivedFold("one", "device", "kv"), DerivedFold("two", "device", "kv")])
+
+    def purge(offset: int, table: str) -> Event:
+        value = purge_value(0, offset, 0, remove=True, table=table)
+        return Event(1_000, 1_000 << 16, 2**63 - 1, 0, OP_PURGE, b"device:a", value, offset)
+
+    put = event(1, encode(load_builtin()["streams.Json"], {"json": "1"}))
+    batch = build([put, purge(2, ""), purge(3, "one"), purge(4, "two")])
+    kept = {table.name: [each.offset for each in purges_of(batch, table).events()] for table in (own, one, two)}
+    assert kept == {"device": [1, 2], "one": [1, 3], "two": [1, 4]}
+    assert purges_of(build([purge(2, "")]), one).n == 0
+    alone = build([put])
+    assert purges_of(alone, one) is alone
+    assert load_builtin()["streams.TablePurge"].id in keyspace_rules(device, {}).config.schemas
 
 
 def test_importing_the_command_line_and_the_room_imports_no_faust() -> None:

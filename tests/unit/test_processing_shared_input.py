@@ -18,7 +18,8 @@ class Runner:
     """A runner that keeps what it is offered until told to be done with it."""
 
     def __init__(self, position: int = 0, state: TaskState = TaskState.RUNNING) -> None:
-        self.task = SimpleNamespace(position=position, state=state)
+        wanted = position if state is TaskState.RUNNING else None
+        self.task = SimpleNamespace(position=position, wanted=wanted)
         self.held: list[tuple[Any, Any]] = []
 
     def offer(self, run: Any, done: Any) -> None:
@@ -95,6 +96,9 @@ async def test_a_seek_goes_to_the_least_position_of_the_running_tables() -> None
     await shared.seek("fresh", 100)
     await shared.seek("behind", 300)
     assert sought == [300, 100, 300]
+    assert shared.rewound(shared.runners["ahead"]) and not shared.rewound(shared.runners["behind"])
+    shared.offer(FakeBroker().run(300, 950), lambda: None)
+    assert not shared.rewound(shared.runners["ahead"])
 
 
 def test_tables_of_a_keyspace_its_own_first() -> None:

@@ -13,14 +13,17 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import pytest
 
 from streams.kafka.errors import Fenced, UnknownOutcome
+from streams.model.errors import Conflict
 from streams.model.marker import CLAIM_KEY, InputPosition, Marker
 from streams.processing.commit import CommitOptions
+from streams.processing.outputs import outputs_of
 from streams.processing.partition_runner import PartitionRunner, RunnerOptions
 from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
 from streams.processing.ports import Decoded, LoadRows, Rejected, TaskPorts
 from tests.support.polling import eventually
 from tests.support.processing_fakes import (
     BAD,
+    LOUD,
     FakeBroker,
     FakeChangelog,
     FakeDecoder,
@@ -34,7 +37,7 @@ from tests.support.processing_fakes import (
     random_trouble,
 )
 
-IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123", "me")
+IDENTITY = TaskIdentity("score", 0, "events.score", "dead-letter.score", "abc123", "me", "us", ("late.score",))
 QUICK = TaskOptions(
     commit=CommitOptions(spacing_s=0.0, behind_linger_s=0.0, heartbeat_s=0.02),
     seek_again_s=0.01,
@@ -117,8 +120,12 @@ async def test_overlaps_are_sliced_and_gaps_sought_back() -> None:
     task.offer(world.broker.run(2, 6), ignore)
     task.offer(world.broker.run(0, 5), ignore)
     await until(lambda: task.committed_position == 6)
-    task.offer(world.broker.run(8, 10), ignore)
-    await until(lambda: task.stats.seeks_back == 1)
+
+    def gap() -> bool:
+        task.offer(world.broker.run(8, 10), ignore)
+        return task.stats.seeks_back == 1
+
+    await until(gap)
     assert world.input.position == 6
     task.offer(world.broker.run(6, 10), ignore)
     await until(lambda: task.committed_position == 10)
@@ -202,6 +209,62 @@ async def test_a_zombie_is_fenced_and_the_new_owner_goes_on() -> None:
     assert changelog_state(world.broker) == {"a": 6}
     owner.request_close()
     await serving
+
+
+async def test_outputs_go_in_the_unit_of_their_input_even_without_rows() -> None:
+    world = World()
+    world.broker.events = [("a", 1), ("b", LOUD), ("b", LOUD + 1)]
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 1), ignore)
+    await until(lambda: task.committed_position == 1)
+    assert not world.broker.outputs
+    task.offer(world.broker.run(1, 3), ignore)
+    await until(lambda: task.committed_position == 3)
+    assert [(out.topic, out.partition, out.key, out.value) for out in world.broker.outputs] == [
+        ("late.score", None, b"b", b"1000"),
+        ("late.score", None, b"b", b"1001"),
+    ]
+    assert dict(world.broker.outputs[0].headers) == {
+        "hlc": str(1_003 << 16).encode(),
+        "origin": b"us",
+        "source": b"events.score/0:3",
+    }
+    assert changelog_state(world.broker) == {"a": 1} and task.stats.outputs == 2
+    task.request_close()
+    await running
+
+
+async def test_outputs_of_a_commit_that_fails_are_made_again_with_it() -> None:
+    failed: list[str] = []
+
+    def trouble(when: str) -> None:
+        if when == "before" and world.broker.units and not failed and runner.task and runner.task.position == 2:
+            failed.append(when)
+            raise UnknownOutcome("lost")
+
+    world = World(trouble)
+    world.broker.events = [("a", LOUD), ("a", 2)]
+
+    async def make() -> PartitionTask:
+        return world.task()
+
+    runner = PartitionRunner("score/0", make, RunnerOptions(0.001, 0.01, 0.001, 0.001))
+    runner.start()
+
+    def in_and_out() -> bool:
+        runner.offer(world.broker.run(0, 2), ignore)
+        return bool(world.broker.outputs)
+
+    await until(in_and_out)
+    await runner.close(5.0)
+    assert failed and [out.value for out in world.broker.outputs] == [b"1000"]
+    assert changelog_state(world.broker) == {"a": 2}
+
+
+async def test_an_output_without_a_topic_is_a_visible_error() -> None:
+    with pytest.raises(Conflict, match="beyond its 1"):
+        outputs_of([(1, b"k", b"v")], ("late.score",), ())
 
 
 async def test_every_offered_run_is_given_back() -> None:
