@@ -248,8 +248,8 @@ async def test_a_marker_off_its_log_stays_a_visible_error(broker: str, tmp_path:
 
 
 def test_topic_settings_of_a_keyspace() -> None:
-    events, table, letters = keyspace_topics(BUILTIN[0])
-    assert (events.name, table.name, letters.name) == ("events.score", "table.score", "dead-letter.score")
+    events, letters, table = keyspace_topics(BUILTIN[0])
+    assert (events.name, letters.name, table.name) == ("events.score", "dead-letter.score", "table.score")
     assert events.config["message.timestamp.type"] == "LogAppendTime"
     assert table.config["cleanup.policy"] == "compact" and events.partitions == table.partitions
     assert int(table.config["min.compaction.lag.ms"]) >= 60_000 and letters.partitions == 1
