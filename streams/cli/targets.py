@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from streams.cli.resume import LoadState, header_of, load_id
+from streams.cli.resume import LoadState, load_id
 from streams.client.direct import KafkaSender, Prepared, sender_for
+from streams.kafka.loads import Place, durable_places, ends_of, header_of, parse_place, place_text
+from streams.model.keyspace import Keyspace
 from streams.model.topology import Topology
 from streams.region.paths import data_dir
 from streams.region.status import supervisor_of
@@ -89,27 +92,67 @@ class KafkaTarget:
 
 
 class GatewayTarget:
-    """NDJSON to a gateway."""
+    """NDJSON to a gateway, each chunk one batch."""
 
-    def __init__(self, edge: AsyncClient, ttl_ms: int | None) -> None:
-        self._edge, self._ttl_ms = edge, ttl_ms
+    def __init__(self, edge: AsyncClient, state: LoadState | None, ttl_ms: int | None) -> None:
+        self._edge, self._state, self._ttl_ms = edge, state, ttl_ms
 
-    def prepare(self, rows: Rows, chunk: int) -> tuple[bytes, list[int]]:
-        """The lines, and each one's place in the file."""
-        return lines_of(rows, self._ttl_ms), rows.numbers.tolist()
+    def prepare(self, rows: Rows, chunk: int) -> tuple[bytes, list[int], int]:
+        """The lines, each one's place in the file, and the chunk."""
+        return lines_of(rows, self._ttl_ms), rows.numbers.tolist(), chunk
 
-    async def send(self, ready: tuple[bytes, list[int]]) -> Sent:
+    async def send(self, ready: tuple[bytes, list[int], int]) -> Sent:
         """One batch."""
-        body, numbers = ready
-        receipt = await self._edge.put_raw(body, "application/x-ndjson")
+        body, numbers, chunk = ready
+        headers = {}
+        if self._state is not None:
+            done = {str(number): place_text(place) for number, place in self._state.durable.items()}
+            headers = {"Load-Id": self._state.ident, "Load-Chunk": str(chunk), "Load-Done": json.dumps(done)}
+        receipt = await self._edge.put_raw(body, "application/x-ndjson", headers)
         refused = [Rejection(numbers[each.line - 1], each.reason) for each in receipt.rejected]
-        return Sent(receipt.accepted, 0, refused, receipt.rejected_count)
+        return Sent(receipt.accepted, receipt.skipped, refused, receipt.rejected_count)
 
     def done(self) -> None:
-        """Nothing to remember."""
+        """The load is complete."""
+        if self._state is not None:
+            self._state.done()
 
     async def close(self) -> None:
         """The session is the caller's."""
+
+
+class KafkaView:
+    """The log, seen directly."""
+
+    def __init__(self, bootstrap_servers: str, keyspace: Keyspace) -> None:
+        self._servers, self._keyspace = bootstrap_servers, keyspace
+
+    async def start(self) -> dict[int, int]:
+        """Where the partitions end."""
+        return await ends_of(self._servers, self._keyspace.events_topic, self._keyspace.partitions)
+
+    async def durable(self, start: Any, ident: str) -> dict[int, Place]:
+        """By partition, the last frame."""
+        positions = {int(number): int(offset) for number, offset in start.items()}
+        return await durable_places(self._servers, self._keyspace.events_topic, positions, ident)
+
+
+class GatewayView:
+    """The log, seen by a gateway."""
+
+    def __init__(self, edge: AsyncClient, keyspace: str) -> None:
+        self._edge, self._keyspace = edge, keyspace
+
+    async def start(self) -> str:
+        """A token."""
+        answer = await self._edge.get_json("/v1/loads/new", {"keyspace": self._keyspace})
+        return str(answer["start"])
+
+    async def durable(self, start: Any, ident: str) -> dict[int, Place]:
+        """By partition, the last frame."""
+        query = {"keyspace": self._keyspace, "from": str(start)}
+        found = (await self._edge.get_json(f"/v1/loads/{ident}", query))["durable"]
+        return {int(number): parse_place(place) for number, place in found.items()}
 
 
 async def open_target(
@@ -128,21 +171,16 @@ async def open_target(
         if supervisor_of(found) is not None:
             topology = Topology.load(found)
             bootstrap_servers = (topology.region(region) if region else topology.home).bootstrap_servers
+    shaped: list[object] = [options.kind, options.key, options.renames, options.ttl_ms, keyspace]
+    named = str(file) != "-"
     if bootstrap_servers is None:
-        return GatewayTarget(edge, options.ttl_ms)
+        gateway_state = LoadState(load_id(file, [*shaped, edge.url])) if named else None
+        if gateway_state is not None:
+            await gateway_state.begin(GatewayView(edge, keyspace))
+        return GatewayTarget(edge, gateway_state, options.ttl_ms)
     sender = await sender_for(edge.get_json, bootstrap_servers, keyspace)
-    state = None
-    if str(file) != "-":
-        what = [
-            options.kind,
-            options.key,
-            options.renames,
-            options.ttl_ms,
-            keyspace,
-            sender.region,
-            str(data_dir(data)),
-        ]
-        state = LoadState(load_id(file, {"options": what}), bootstrap_servers, sender.keyspace)
-        await state.begin()
+    state = LoadState(load_id(file, [*shaped, sender.region, str(data_dir(data))])) if named else None
+    if state is not None:
+        await state.begin(KafkaView(bootstrap_servers, sender.keyspace))
     await sender.start()
     return KafkaTarget(sender, state, options.ttl_ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -162,9 +162,9 @@ class AsyncClient:
         listed = tuple(Rejected(each.line, each.reason) for each in ready.rejections[:REJECTED_MAX])
         return BatchReceipt(ready.accepted, listed, len(ready.rejections), token)
 
-    async def get_json(self, path: str) -> Any:
+    async def get_json(self, path: str, query: dict[str, str] | None = None) -> Any:
         """The JSON that a path of the gateway answers."""
-        return await self._transport.json("GET", path, {})
+        return await self._transport.json("GET", path, query or {})
 
     async def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
         """Put many `{"key", "value", "ttl"?}`; good ones are accepted, bad ones listed with their line from 1."""
@@ -177,15 +177,18 @@ class AsyncClient:
             first_line += count
         return _joined(receipts, time.monotonic() - began_s)
 
-    async def put_raw(self, body: bytes | AsyncIterator[bytes], content_type: str) -> BatchReceipt:
-        """One batch request as it is: NDJSON or CSV bytes, or a stream of them."""
-        headers = {"Content-Type": content_type}
+    async def put_raw(
+        self, body: bytes | AsyncIterator[bytes], content_type: str, headers: Mapping[str, str] | None = None
+    ) -> BatchReceipt:
+        """One batch request as it is: NDJSON, CSV or Arrow bytes, or a stream of them."""
+        headers = {"Content-Type": content_type, **(headers or {})}
         if isinstance(body, bytes):
             headers["Idempotency-Key"] = uuid.uuid4().hex
         answer = await self._transport.json("POST", "/v1/kv:batch", {}, headers=headers, body=body)
         rejected = tuple(Rejected(**each) for each in answer["rejected"])
         count = answer.get("rejected_count", len(rejected))
-        return BatchReceipt(answer["accepted"], rejected, count, Token.decode(answer["token"]))
+        token = Token.decode(answer["token"])
+        return BatchReceipt(answer["accepted"], rejected, count, token, skipped=answer.get("skipped", 0))
 
     async def scan(self, table: str, *, prefix: str = "", limit: int | None = None) -> AsyncIterator[Row]:
         """The rows of a table in key order, at most `limit`, fetched page by page."""

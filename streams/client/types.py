@@ -54,13 +54,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class BatchReceipt:
-    """What became of a batch. `accepted` are durable; `rejected` lists the first ones, `rejected_count` counts all."""
+    """What became of a batch. `accepted` are durable; `rejected` lists the first ones, `rejected_count` counts all.
+
+    `skipped`: puts of a load that were durable from before.
+    """
 
     accepted: int
     rejected: tuple[Rejected, ...]
     rejected_count: int
     token: Token
     seconds: float = 0.0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

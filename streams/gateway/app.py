@@ -15,6 +15,7 @@ from streams.gateway.problem import problem
 from streams.gateway.routes_batch import BatchRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
+from streams.gateway.routes_loads import LoadRoutes
 from streams.gateway.routes_streams import StreamRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
@@ -31,6 +32,7 @@ class GatewayApp:
         self.operations: list[Operation] = [
             *KeyValueRoutes(gateway).operations(),
             *BatchRoutes(gateway).operations(),
+            *LoadRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *TableRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),

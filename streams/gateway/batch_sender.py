@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from streams.gateway.context import Gateway
 from streams.gateway.http import Call, Reply, reply
 from streams.gateway.routes_kv import event_headers
 from streams.kafka.batches import Record
+from streams.kafka.loads import Place, header_of
 from streams.kafka.partitioner import slice_partitions
 from streams.model.errors import BadInput, Conflict, Forbidden, NotFound, StreamsError, TooLarge
 from streams.model.keyspace import Keyspace
@@ -39,6 +41,15 @@ POOL = ThreadPoolExecutor(2, "batches")
 """Where bodies are parsed: both cores, and no more, whatever the number of requests."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadChunk:
+    """A chunk of a load. `durable`: by partition, the last frame that is in the log."""
+
+    ident: str
+    chunk: int
+    durable: dict[int, Place]
+
+
 @dataclass(slots=True)
 class Slice:
     """Puts of one keyspace, checked and encoded."""
@@ -52,12 +63,13 @@ class Slice:
 class Batch:
     """One request in progress: what is being produced, what was accepted, what was refused.
 
-    `load`: the id and chunk that its events carry, when they come from `streams load`.
+    `load`: the chunk that it is of a load; then every frame is named, and those that are durable are not sent again.
     """
 
-    def __init__(self, gateway: Gateway, call: Call, load: str | None = None) -> None:
-        self._gateway, self._call = gateway, call
-        self._load: list[tuple[str, bytes | None]] = [] if load is None else [("load", load.encode())]
+    def __init__(self, gateway: Gateway, call: Call, load: LoadChunk | None = None) -> None:
+        self._gateway, self._call, self._load = gateway, call, load
+        self._frames_seen: Counter[tuple[str, int]] = Counter()
+        self._skipped = 0
         self._known: dict[str, Keyspace] = {}
         self._positions: dict[Input, int] = {}
         self._sending: asyncio.Task[None] | None = None
@@ -119,11 +131,14 @@ class Batch:
         single = await self._special(part)
         gateway, keyspace = self._gateway, part.keyspace
         records, partitions, puts = [], [], 0
-        head = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode()), *self._load]
+        head = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
         for frame in part.frames:
+            name = self._name(keyspace, frame)
+            if name is None:
+                continue
             lines = part.judged.numbers[frame.rows]
             if single is None or not single[frame.rows].any():
-                made: list[tuple[list[int], Record]] = [(lines.tolist(), (None, frame.value, head))]
+                made: list[tuple[list[int], Record]] = [(lines.tolist(), (None, frame.value, [*head, *name]))]
             else:
                 made = [([int(line)], each) for line, each in zip(lines, self._records(part, frame), strict=True)]
                 await asyncio.sleep(0)
@@ -140,10 +155,24 @@ class Batch:
             meta = await gateway.events.put_batch(keyspace.events_topic, records, np.array(partitions, np.int32))
             self._count(keyspace, meta.topic, meta.next_offsets(), puts)
 
+    def _name(self, keyspace: Keyspace, frame: Frame) -> list[tuple[str, bytes | None]] | None:
+        """The header that names a load's frame; None when the log holds it already."""
+        load = self._load
+        if load is None:
+            return []
+        index = self._frames_seen[keyspace.name, frame.partition]
+        self._frames_seen[keyspace.name, frame.partition] += 1
+        if (load.chunk, index) <= load.durable.get(frame.partition, (-1, -1)):
+            self._skipped += len(frame.rows)
+            return None
+        return [("load", header_of(load.ident, (load.chunk, index)).encode())]
+
     async def _special(self, part: Slice) -> Array | None:
         """Which puts must be single records; None for none."""
         judged, keyspace = part.judged, part.keyspace
-        if len(judged) < FRAME_PUTS_MIN and not self._load:
+        if self._load is not None:
+            return None  # a load's frames are what says how far it came
+        if len(judged) < FRAME_PUTS_MIN:
             return np.ones(len(judged), bool)
         if keyspace.merge is MergeType.LWW:
             return None  # a put is newer than any delete that its clock has seen
@@ -160,7 +189,7 @@ class Batch:
     def _records(self, part: Slice, frame: Frame) -> list[Record]:
         decoded = decode_frame(frame.value)
         return [
-            (key, value, [*event_headers(self._gateway, part.keyspace, key, decoded.ttl_of(index)), *self._load])
+            (key, value, event_headers(self._gateway, part.keyspace, key, decoded.ttl_of(index)))
             for index, (key, value) in enumerate(zip(decoded.keys(), decoded.values(), strict=True))
         ]
 
@@ -183,12 +212,14 @@ class Batch:
         self._gateway.metrics.rejected.labels("").inc(self._rejected_count)
         token = session.merge(Token(self._positions)).encode()
         listed = bounded(self._rejected, self._gateway.options.rejects_max)
-        body = {
+        body: dict[str, object] = {
             "accepted": self._accepted,
             "rejected": [{"line": bad.line, "reason": bad.reason} for bad in listed],
             "rejected_count": self._rejected_count,
             "token": token,
         }
+        if self._load is not None:
+            body["skipped"] = self._skipped
         return reply(body, headers=((b"causal-token", token.encode()),))
 
     def interrupted(self, error: StreamsError) -> StreamsError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
-from streams.gateway.batch_sender import Batch, Slice, in_pool
+from streams.gateway.batch_sender import Batch, LoadChunk, Slice, in_pool
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply
 from streams.gateway.params import CAUSAL_TOKEN, Param
+from streams.kafka.loads import check_load_id, parse_place
 from streams.model.errors import BadInput, StreamsError
 from streams.model.keys import check_name
+from streams.serde import parse_json
 from streams.tabular.ipc import ArrowStream, decode
 from streams.tabular.judge import Rejection, with_keyspace
 from streams.tabular.rows import ArrowRows, Rows
@@ -20,6 +22,10 @@ from streams.tabular.text import BlockCutter, CsvBlocks, NdjsonRows
 NDJSON, CSV, ARROW = "application/x-ndjson", "text/csv", "application/vnd.apache.arrow.stream"
 SLICE_ROWS = 32_768
 FEED_BYTES = 256 << 10
+TEXT: dict[str, object] = {"type": "string"}
+LOAD_ID = Param("Load-Id", "header", "The bulk load that this is a chunk of", TEXT)
+LOAD_CHUNK = Param("Load-Chunk", "header", "Which chunk: 0, 1, 2, …", TEXT)
+LOAD_DONE = Param("Load-Done", "header", 'What is durable: `durable` of GET /v1/loads/{id}, as {"0": "12.1"}', TEXT)
 KEYSPACE = Param("keyspace", "query", "Put before keys that do not begin with it", {"type": "string"})
 
 Found = Iterator[tuple[Rows | None, list[Rejection]]]
@@ -95,7 +101,7 @@ class BatchRoutes:
                 self.put_batch,
                 "Put many: good lines are accepted, bad ones listed",
                 "write",
-                (CAUSAL_TOKEN, KEYSPACE),
+                (CAUSAL_TOKEN, KEYSPACE, LOAD_ID, LOAD_CHUNK, LOAD_DONE),
                 bodies,
                 {400: "The format is unknown, or the CSV has no usable header", 413: "Body over the limit"},
                 tag="keys",
@@ -115,7 +121,7 @@ class BatchRoutes:
         prefix = KEYSPACE.text(call)
         if prefix is not None:
             check_name(prefix, field="keyspace")
-        parser, batch = make(), Batch(self._gateway, call)
+        parser, batch = make(), Batch(self._gateway, call, _load_of(call))
         try:
             async for piece in _pieces(call.chunks(self._gateway.options.batch_limit_bytes)):
                 await _drive(batch, parser.feed(piece), prefix)
@@ -125,6 +131,20 @@ class BatchRoutes:
             await _quiet(batch)
             raise batch.interrupted(error) from None
         return batch.answer(session)
+
+
+def _load_of(call: Call) -> LoadChunk | None:
+    ident, chunk = LOAD_ID.text(call), LOAD_CHUNK.text(call)
+    if ident is None:
+        return None
+    check_load_id(ident, "Load-Id")
+    if chunk is None or not chunk.isdecimal() or len(chunk) > 15:
+        raise BadInput("the chunk's number is missing", field="Load-Chunk", fix="send 0, 1, 2, …")
+    done = parse_json(LOAD_DONE.text(call) or "{}", field="Load-Done")
+    if type(done) is not dict or not all(type(place) is str and number.isdecimal() for number, place in done.items()):
+        raise BadInput("not places by partition", field="Load-Done", fix="send `durable` of GET /v1/loads/{id}")
+    durable = {int(number): parse_place(place, "Load-Done") for number, place in done.items()}
+    return LoadChunk(ident, int(chunk), durable)
 
 
 async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -61,8 +61,8 @@ async def loaded(bootstrap: str, since: dict[tuple[str, int], int]) -> tuple[Cou
     return sums, headers
 
 
-def load(file: Path, edge: AsyncClient, bootstrap: str, cache: Path, *more: str) -> subprocess.Popen[str]:
-    arguments = ("load", "score", str(file), "--url", edge.url, "--bootstrap-servers", bootstrap, *more)
+def load(file: Path, edge: AsyncClient, cache: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = ("load", "score", str(file), "--url", edge.url, *more)
     return subprocess.Popen(
         [sys.executable, "-m", "streams.cli.main", *arguments],
         env={**os.environ, "STREAMS_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
@@ -79,7 +79,8 @@ async def test_bulk_puts_reach_the_tables_exactly(kafka: KafkaServer, tmp_path: 
     try:
         async with gateway(tmp_path / "gateway", bootstrap, free_port()) as edge:
             await through_both_ways(edge, bootstrap)
-            await killed_and_resumed(edge, bootstrap, tmp_path)
+            await killed_and_resumed(edge, bootstrap, tmp_path, "L", "--bootstrap-servers", bootstrap)
+            await killed_and_resumed(edge, bootstrap, tmp_path, "G")
     finally:
         worker.kill()
 
@@ -104,17 +105,17 @@ async def through_both_ways(edge: AsyncClient, bootstrap: str) -> None:
     assert row is not None and row.value == 100
 
 
-async def killed_and_resumed(edge: AsyncClient, bootstrap: str, tmp_path: Path) -> None:
+async def killed_and_resumed(edge: AsyncClient, bootstrap: str, tmp_path: Path, prefix: str, *straight: str) -> None:
     file, cache = tmp_path / "adds.csv", tmp_path / "cache"
-    lines = [f"L{i % 1000},{i % 7}" for i in range(ROWS)]
-    lines[5] = "L5,x"
+    lines = [f"{prefix}{i % 1000},{i % 7}" for i in range(ROWS)]
+    lines[5] = f"{prefix}5,x"
     file.write_text("key,add\n" + "\n".join(lines) + "\n")
-    truth = Counter({f"score:L{i}": 0 for i in range(1000)})
+    truth = Counter({f"score:{prefix}{i}": 0 for i in range(1000)})
     for i in range(ROWS):
-        truth[f"score:L{i % 1000}"] += i % 7 if i != 5 else 0
+        truth[f"score:{prefix}{i % 1000}"] += i % 7 if i != 5 else 0
     start = await ends(bootstrap)
     for frames in (2, 7):
-        process = load(file, edge, bootstrap, cache)
+        process = load(file, edge, cache, *straight)
 
         async def some(wanted: int = frames) -> bool:
             return sum((await ends(bootstrap)).values()) - sum(start.values()) >= wanted
@@ -124,7 +125,7 @@ async def killed_and_resumed(edge: AsyncClient, bootstrap: str, tmp_path: Path) 
         await asyncio.to_thread(process.communicate)
     before, _ = await loaded(bootstrap, start)
     rejects = tmp_path / "rejects.ndjson"
-    process = load(file, edge, bootstrap, cache, "--rejects", str(rejects))
+    process = load(file, edge, cache, *straight, "--rejects", str(rejects))
     out, errors = await asyncio.to_thread(process.communicate)
     assert process.returncode == 1 and "adds.csv:7: add" in errors, errors
     assert '"line":7' in rejects.read_text() and rejects.read_text().count("\n") == 1
@@ -135,7 +136,7 @@ async def killed_and_resumed(edge: AsyncClient, bootstrap: str, tmp_path: Path) 
     print(out)
 
     async def settled() -> bool:
-        found = {row.key: row.value async for row in edge.scan("score", prefix="score:L")}
+        found = {row.key: row.value async for row in edge.scan("score", prefix=f"score:{prefix}")}
         return found == dict(truth)
 
     await eventually(settled, 60)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import numpy as np
@@ -164,9 +165,12 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         app = GatewayApp(gateway, schema_routes(definitions))
         server = HttpServer(app, port)
         await server.start()
+        # There is no Kafka whose positions a load could begin at.
+        patched = mock.patch("streams.gateway.routes_loads.start_positions", mock.AsyncMock(return_value={}))
         async with aiohttp.ClientSession(url) as http:
             try:
-                yield TestGateway(url, http, log, gateway, app)
+                with patched:
+                    yield TestGateway(url, http, log, gateway, app)
             finally:
                 gateway.closing.set()
                 await http.close()
