@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,9 @@ def load(
     async def work(edge: AsyncClient) -> None:
         from streams.cli.targets import open_target
 
+        # Parsed lines are thousands of short-lived objects: the default threshold collects them over and over.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         renames = _renames(columns or [])
         ttl_ms = None if ttl is None else parse_ttl_ms(ttl)
         options = LoadOptions(format_of(file, kind), key, renames, ttl_ms, rejects)

@@ -18,7 +18,8 @@ from streams.serde import AvroSchema, Frame, encode_frames, load_builtin, parse_
 from streams.tabular.judge import Rejection, by_keyspace, judge, key_rejections, rejected
 from streams.tabular.rows import Rows
 
-RECORD_BYTES_MAX = 16 << 20
+RECORD_BYTES_MAX = (20 << 20) - (64 << 10)
+"""As a gateway has it: what the topics take, less what a record adds to its value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,7 @@ def run_gateway(options: ServerOptions) -> int:
     # What is loaded now stays; blocks of parsed rows are thousands of short-lived objects, which cost twice their
     # parsing in collections at the default threshold.
     gc.freeze()
+    sys.setswitchinterval(0.001)
     gc.set_threshold(50_000, 20, 50)
     try:
         return uvloop.run(_serve(options))

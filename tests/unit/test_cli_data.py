@@ -194,3 +194,51 @@ async def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     file.write_text("")
     status, _, errors = await streams("up", "--data", str(file))
     assert status == 1 and errors.startswith(f"error: {file}") and errors.count("\n") == 1
+
+
+async def test_put_many_takes_frames_of_every_library_and_says_what_is_durable(edge: TestGateway) -> None:
+    import pandas
+    import polars
+    import pyarrow
+
+    columns = {"key": [f"r{i}" for i in range(200)], "metric": ["t"] * 200, "value": [float(i) for i in range(200)]}
+    async with connect(edge.url) as client:
+        arrow = pyarrow.table(columns)
+        numeric = {**columns, "value": np.arange(200.0), "time": np.datetime64("2024-01-01", "ms") + np.arange(200)}
+        for table in (
+            columns,
+            numeric,
+            arrow,
+            arrow.to_batches(),
+            pandas.DataFrame(columns),
+            polars.DataFrame(columns),
+        ):
+            receipt = await client.put_many("device", table, ttl=60)
+            assert (receipt.accepted, receipt.rejected_count) == (200, 0)
+        row = await client.get("device:r7")
+        assert row is not None and row.value["value"] == 7 and row.expires_at is not None
+
+        def batches() -> list[pyarrow.RecordBatch]:
+            return arrow.slice(0, 150).to_batches() + arrow.slice(150).to_batches()
+
+        assert (await client.put_many("device", batches())).accepted == 200
+        edge.log.refuse = Unavailable("the broker is away")
+        with pytest.raises(Unavailable, match="hold 0 puts, which are durable"):
+            await client.put_many("device", arrow)
+        receipt = await client.put_many("kv", {"key": ["a", "b"], "value": [{"deep": [1]}, None]})
+        assert receipt.accepted == 2, "nested values go as lines"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson", "parquet", "arrow"])
+async def test_an_export_loads_as_the_same_table(edge: TestGateway, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"out.{suffix}"
+    async with connect(edge.url) as client:
+        await client.put_many("score", {"key": [f"k{i:03}" for i in range(100)], "add": range(100)})
+        status, _, errors = await streams("export", "score", str(file), "--url", edge.url)
+        assert status == 0 and errors.startswith("100 rows written"), errors
+        status, out, errors = await streams("load", "score", str(file), data=tmp_path)
+        assert status == 0 and out.startswith("100 puts accepted, 0 rejected"), errors
+        found = {row.key: row.value async for row in client.scan("score")}
+        assert found == {f"score:k{i:03}": 2 * i for i in range(100)}
+    status, _, errors = await streams("export", "none", str(file), "--url", edge.url)
+    assert status == 1 and "no table" in errors and errors.count("\n") == 1
