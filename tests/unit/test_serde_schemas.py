@@ -25,6 +25,8 @@ def test_builtin_ids_are_pinned_because_logs_carry_them() -> None:
         "streams.Number": 1968485633,
         "streams.Purge": 722869604,
         "streams.Reading": 497969218,
+        "streams.TelemetryDevice": 1136584940,
+        "streams.TelemetrySegment": 357686311,
     }
 
 
