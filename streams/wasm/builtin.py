@@ -1,4 +1,4 @@
-"""The checked-in modules of wasm_udfs/, by name: counter, kv, max, min, record_decoder."""
+"""The checked-in modules of wasm_udfs/, by name: counter, kv, max, min, record_decoder, telemetry."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from importlib.resources import files
 from streams.model.errors import NotFound
 
 _PATHS = {
-    "anomaly": ("anomaly", "anomaly.wasm"),
     "counter": ("counter", "counter.wasm"),
     "kv": ("kv", "kv.wasm"),
     "max": ("extremum", "max.wasm"),
     "min": ("extremum", "min.wasm"),
-    "telemetry": ("telemetry", "telemetry.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
+    "telemetry": ("telemetry", "telemetry.wasm"),
 }
 _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}
 

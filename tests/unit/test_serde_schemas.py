@@ -27,6 +27,8 @@ def test_builtin_ids_are_pinned_because_logs_carry_them() -> None:
         "streams.Purge": 722869604,
         "streams.Reading": 497969218,
         "streams.TablePurge": 112939448,
+        "streams.TelemetryDevice": 1136584940,
+        "streams.TelemetrySegment": 357686311,
     }
 
 

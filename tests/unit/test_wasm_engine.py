@@ -69,7 +69,7 @@ def test_cache_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch
     assert default_cache_dir() == tmp_path / "xdg" / "streams" / "wasm"
 
 
-@pytest.mark.parametrize("name", ["counter", "kv", "max", "min"])
+@pytest.mark.parametrize("name", ["counter", "kv", "max", "min", "telemetry"])
 def test_built_in_udfs_are_valid(cache: ModuleCache, name: str) -> None:
     assert validate_module(builtin_module(name), cache) == module_hash(builtin_module(name))
     assert FoldHost(builtin_module(name), cache).sha256 == module_hash(builtin_module(name))

@@ -189,4 +189,34 @@ STREAMS_INLINE const uint8_t *streams_read_bytes(streams_reader *r, uint32_t *le
   return s;
 }
 
+/* ---- Avro binary writing ---- */
+
+STREAMS_INLINE uint8_t *streams_write_long(uint8_t *p, int64_t value) {
+  uint64_t v = (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
+  for (; v > 0x7f; v >>= 7) *p++ = (uint8_t)(v | 0x80);
+  *p++ = (uint8_t)v;
+  return p;
+}
+
+STREAMS_INLINE uint32_t streams_long_size(int64_t value) {
+  uint64_t v = (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
+  uint32_t n = 1;
+  for (; v > 0x7f; v >>= 7) n++;
+  return n;
+}
+
+STREAMS_INLINE uint8_t *streams_write_double(uint8_t *p, double v) { streams_put_f64(p, v); return p + 8; }
+
+/* The prefix of the wire format: a zero byte and the schema's id, big endian. */
+STREAMS_INLINE uint8_t *streams_write_prefix(uint8_t *p, uint32_t schema_id) {
+  p[0] = 0;
+  streams_put32(p + 1, __builtin_bswap32(schema_id));
+  return p + 5;
+}
+
+/* The schema id of a value in wire format; 0 when it has no such prefix. */
+STREAMS_INLINE uint32_t streams_schema_id(const uint8_t *value, uint32_t len) {
+  return len < 5 || value[0] ? 0 : __builtin_bswap32(streams_get32(value + 1));
+}
+
 #endif

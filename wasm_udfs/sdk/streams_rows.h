@@ -152,6 +152,24 @@ STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
   streams_dirty[streams_dirty_n++] = r;
 }
 
+/* For rows of one cell whose keys are not the event's: the cell that the event continues, or a new one in its place when
+ * there is none or it has expired. Deletes of the event's own key (its generation) do not reach such rows. */
+STREAMS_INLINE streams_cell *streams_touch_single(const streams_event *e, streams_row *r) {
+  uint64_t h = streams_max(streams_max(e->hlc, (uint64_t)e->append_ms << 16), streams_max(r->last_hlc, r->deleted_hlc) + 1);
+  r->exists = 1;
+  streams_mark_dirty(r);
+  if (r->n_cells && r->cells[r->n_cells - 1].expires_ms <= e->append_ms) streams_drop_cells(r, UINT64_MAX, INT64_MIN);
+  streams_cell *c = r->n_cells ? &r->cells[r->n_cells - 1] : 0;
+  if (!c) {
+    c = streams_append_cell(r);
+    c->start_hlc = h;
+    c->expires_ms = e->expires_ms;
+  }
+  c->last_hlc = r->last_hlc = h;
+  c->expires_ms = streams_max_i64(c->expires_ms, e->expires_ms);
+  return c;
+}
+
 static void streams_grow_slots(void) {
   uint32_t cap = streams_slot_cap ? streams_slot_cap * 2 : 4096;
   streams_slot *slots = streams_malloc(cap * sizeof *slots);
