@@ -118,6 +118,8 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 TABLE_TOPIC = "table.score"
+COMMITS_MIN = 5
+"""Fewer between the clock's two marks would time the commits' spacing: folding goes on while one is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +141,19 @@ def _watch_markers(
     """The first committed progress past the warm-up, and the first that is complete."""
     positions: dict[str, int] = {}
     start: Progress | None = None
+    commits = before = 0
     for line in watcher.stdout or ():
         if worker.poll() is not None:
             break
         progress = advance(positions, line)
         if progress.position >= load.total_events:
-            if start is None:
-                raise StreamsError("all events came in one commit: the bench needs more of them", fix="raise --events")
+            if start is None or commits < COMMITS_MIN:
+                raise StreamsError(
+                    f"the timed events came in {commits} commits: the bench needs more of them", fix="raise --events"
+                )
             return start, progress
+        commits += start is not None and progress.position > before
+        before = progress.position
         if start is None and progress.position >= load.warmup_events:
             start = progress
     raise StreamsError(f"ours got to {sum(positions.values())} of {load.total_events} events")
