@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,20 @@ def _processor_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_percent(over_s: float) -> float:
+    """How busy all cores together are over the next `over_s` seconds, 0 to 100; 0 where the kernel does not say."""
+    before = _cpu_times()
+    time.sleep(over_s)
+    idle, total = (after - start for after, start in zip(_cpu_times(), before, strict=True))
+    return 100.0 * (1 - idle / total) if total else 0.0
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Ticks since boot: idle or waiting for a disk, and all."""
+    try:
+        fields = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0, 0
+    return fields[3] + fields[4], sum(fields)

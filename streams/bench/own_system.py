@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from streams.bench.http_client import Connection
+from streams.bench.machine import cpu_percent
 from streams.model.errors import StreamsError, Timeout
 
 UP_TIMEOUT_S = 180.0
+SETTLE_S = 60.0
+_IDLE_PERCENT = 40.0
+_IDLE_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,20 @@ def own_system() -> Iterator[OwnSystem]:
     try:
         try:
             streams_command("up", "--detach", data=data, timeout_s=UP_TIMEOUT_S)
+            settle()
             yield parse_status(data, json.loads(streams_command("status", "--json", data=data)))
         finally:
             streams_command("down", data=data)
     finally:
         shutil.rmtree(data, ignore_errors=True)
+
+
+def settle(timeout_s: float = SETTLE_S) -> None:
+    """Wait until the machine has been mostly idle for some seconds: starting costs it more than serving. At most
+    `timeout_s`, since on a busy machine that may never be."""
+    deadline, idle = time.monotonic() + timeout_s, 0
+    while idle < _IDLE_SECONDS and time.monotonic() < deadline:
+        idle = idle + 1 if cpu_percent(1.0) < _IDLE_PERCENT else 0
 
 
 def parse_status(data: Path, status: dict[str, Any]) -> OwnSystem:
