@@ -167,6 +167,7 @@ class ChangelogReader:
         found: list[Unit] = []
         for run in await self._consumer.get_runs(timeout_s, max_bytes):
             found.extend(self._builders[run.tp].feed(run))
+            await asyncio.sleep(0)
         return found
 
 

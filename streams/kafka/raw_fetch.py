@@ -258,6 +258,7 @@ class RawConsumer:
                 for found in got.values():
                     runs.extend(found)
                     size += sum(run.size_bytes for run in found)
+                await asyncio.sleep(0)  # many partitions at hand must not hold up the loop's other work
         except Exception as error:
             raise mapped(error, "fetching") from error
         return runs

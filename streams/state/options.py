@@ -16,7 +16,8 @@ class StoreOptions:
 
     `block_cache_bytes`, `write_buffers_bytes`: for all partitions together (memtables beyond the second are flushed,
     writers are never stalled by it). `write_buffer_bytes`: one partition's memtable. `max_open_files`,
-    `bloom_bits`, `block_bytes`: per partition.
+    `bloom_bits`, `block_bytes`: per partition. `marker_write_s`: a marker without rows (a heartbeat) is written at most
+    so often; in between it is known in memory only, and after a crash read from the changelog again.
     """
 
     block_cache_bytes: int = 96 * MIB
@@ -26,6 +27,7 @@ class StoreOptions:
     bloom_bits: int = 10
     block_bytes: int = 8 << 10
     background_jobs: int = 2
+    marker_write_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

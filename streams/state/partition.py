@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class TablePartition:
         self._no_wal.disable_wal = True
         self._sync = rocksdict.WriteOptions()
         self._sync.sync = True
+        self._unwritten, self._written_s = False, 0.0
 
     def _load(self) -> None:
         offset, marker, restoring = self._db.get([_OFFSET, MARKER_KEY, _RESTORING])
@@ -117,9 +119,12 @@ class TablePartition:
         """Write a unit: rows (None removes), its marker and the changelog position after it, all or nothing.
 
         `guard_seq`: leave out rows that are older (by sequence number) than what is stored. Returns how many rows
-        were written. Durable against the end of the process at once, against the machine's when the OS writes back;
-        during a restore only from `end_restore` on.
+        were written. Rows are durable against the end of the process at once, against the machine's when the OS writes
+        back; during a restore only from `end_restore` on. A marker without rows may wait (`marker_write_s`).
         """
+        if not rows and marker is not None and not self._restoring and not self._marker_is_due():
+            self._marker, self._offset, self._unwritten = marker, changelog_offset, True
+            return 0
         if guard_seq:
             fallback = marker.seq if marker else 0
             rows = self.newer([(key, row, fallback if row is None else seq_of(row)) for key, row in rows])
@@ -133,12 +138,17 @@ class TablePartition:
                 raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
         if marker is not None:
             batch[MARKER_KEY] = marker.encode()
+        elif self._unwritten and self._marker is not None:
+            batch[MARKER_KEY] = self._marker.encode()
         batch[_OFFSET] = changelog_offset.to_bytes(8, "little")
         self._write(batch, self._no_wal if self._restoring else None)
         if marker is not None:
             self._marker = marker
-        self._offset = changelog_offset
+        self._offset, self._unwritten, self._written_s = changelog_offset, False, time.monotonic()
         return len(rows)
+
+    def _marker_is_due(self) -> bool:
+        return time.monotonic() - self._written_s >= self._options.marker_write_s
 
     def newer(self, rows: Sequence[tuple[bytes, bytes | None, int]]) -> list[tuple[bytes, bytes | None]]:
         """Of (key, row, seq): per key the newest, unless what is stored is newer still.
@@ -204,6 +214,9 @@ class TablePartition:
     def close(self) -> None:
         """Release the directory. Safe to call twice, and from another thread."""
         try:
+            if self._unwritten and self._marker is not None and self._offset is not None:
+                self._written_s = 0.0
+                self.apply([], self._marker, self._offset)
             self._db.close()
         except rocksdict.DbClosedError:
             return
