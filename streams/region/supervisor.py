@@ -25,6 +25,7 @@ from streams.region.java import last_errors
 from streams.region.processes import ProcessId, die_with_parent, kill_group
 
 STATE_FILE = "supervisor.json"
+STATE_RETRY_S = 1.0
 REAPER = Path(__file__).with_name("reaper.py")
 
 
@@ -220,7 +221,8 @@ class Supervisor:
         self._facts = dict(facts or {})
         self._reaper: subprocess.Popen[bytes] | None = None
         self._reaped: dict[str, int] = {}
-        self.write_state()
+        self._rewrite: asyncio.TimerHandle | None = None
+        self._write_state()  # at start, a directory that cannot be written is an error
 
     async def start_phase(self, phase: int) -> None:
         """Start all of one phase at once and wait until each is ready; the first failure is raised."""
@@ -263,6 +265,8 @@ class Supervisor:
             await asyncio.gather(*(process.kill() for process in self.processes))
             self._dismiss_reaper()
             self.set_state("stopped")
+            if self._rewrite is not None:
+                self._rewrite.cancel()
 
     async def kill(self) -> None:
         """SIGKILL everything at once."""
@@ -274,7 +278,21 @@ class Supervisor:
         self.write_state()
 
     def write_state(self) -> None:
-        """Write supervisor.json, atomically."""
+        """Write supervisor.json, atomically; while the disk refuses, again every `STATE_RETRY_S`.
+
+        Supervision goes on without it: a broker that a full disk has stopped must be started again.
+        """
+        try:
+            self._write_state()
+        except OSError:
+            if self._rewrite is None:
+                self._rewrite = asyncio.get_running_loop().call_later(STATE_RETRY_S, self._write_again)
+
+    def _write_again(self) -> None:
+        self._rewrite = None
+        self.write_state()
+
+    def _write_state(self) -> None:
         own = ProcessId.of(os.getpid())
         body = {
             **self._facts,
@@ -301,7 +319,8 @@ class Supervisor:
     def _on_change(self, process: ManagedProcess) -> None:
         self._tell_reaper(process.spec.name, process.identity.pid if process.identity else None)
         self.write_state()
-        self.on_change(process)
+        with contextlib.suppress(OSError):  # its log may be on the disk that is full
+            self.on_change(process)
 
     def _tell_reaper(self, name: str, pid: int | None) -> None:
         """Tell the reaper of a process group that came or went; a dead reaper is replaced."""

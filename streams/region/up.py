@@ -348,6 +348,12 @@ def _follow(process: subprocess.Popen[bytes], log_file: Path, position: int, say
             time.sleep(0.05)
 
 
+def _print(line: str) -> None:
+    """A line of progress; lost when the disk that holds the log is full, for supervision must go on."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None, *, overrides: Mapping[str, object] | None = None) -> int:
     """Run a system in the foreground, one line of progress a step on standard output; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m streams.region.up")
@@ -357,7 +363,7 @@ def main(arguments: Sequence[str] | None = None, *, overrides: Mapping[str, obje
     try:
         regions = parse_regions(parsed.regions) if parsed.regions else None
         options = UpOptions(data_dir(parsed.data), regions, **(overrides or {}))  # type: ignore[arg-type]
-        run(options, lambda line: print(line, flush=True))
+        run(options, _print)
     except StreamsError as error:
         print(f"error: {error}", flush=True)
         return 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from streams.client import connect
+from streams.model.errors import StreamsError
 from streams.region import status as system
 from streams.region.kafka_server import is_ready
 from streams.region.processes import port_is_free
-from tests.support.polling import eventually_sync
+from tests.support.polling import eventually, eventually_sync
 from tests.support.small_system import ROOT, SmallSystem
 
 pytestmark = pytest.mark.kafka
@@ -113,3 +117,52 @@ def test_killed_entirely_it_leaves_nothing_and_starts_again(tmp_path: Path) -> N
         assert kafka_port(data) == port
     finally:
         assert second.stop() == 0
+
+
+class OneRegion(SmallSystem):
+    """`streams up` itself, with its real worker and gateway."""
+
+    module = "streams.region.up"
+
+
+def limit_files(small: SmallSystem, limit_bytes: int) -> None:
+    """Let no process of the system write a file beyond this size: what a full disk does, on any disk."""
+    for pid in [small.process.pid, *(member.pid for member in small.family())]:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
+
+
+@pytest.mark.timeout(240)
+async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path: Path) -> None:
+    small = OneRegion(tmp_path / "data", "--regions", "us-east")
+    try:
+        await asyncio.to_thread(small.wait_ready)
+        url = system.status(small.data)["regions"]["us-east"]["gateway"]
+        broker = process(small.data, "kafka-us-east")["pid"]
+        async with connect(url) as edge:
+            await edge.put("kv:before", 1)
+            assert (await edge.get("kv:before")).value == 1
+            limit_files(small, 0)
+            with pytest.raises(StreamsError):
+                await edge.put("kv:refused", 1)
+            assert (await edge.get("kv:before")).value == 1  # reads go on
+            await eventually(lambda: gone(int(str(broker))), 30)
+            limit_files(small, resource.RLIM_INFINITY)
+
+            async def is_served() -> bool:
+                limit_files(small, resource.RLIM_INFINITY)  # also what was started from a limited supervisor
+                try:
+                    await edge.put("kv:after", 2)
+                    return bool((await edge.get("kv:after")).value == 2)
+                except StreamsError:
+                    return False
+
+            await eventually(is_served, 90)
+            assert (await edge.get("kv:before")).value == 1
+        eventually_sync(lambda: process(small.data, "kafka-us-east")["state"] == "running", 20)
+        assert process(small.data, "kafka-us-east")["pid"] != broker
+    finally:
+        assert small.stop() == 0
+
+
+async def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
