@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import typer
 
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
 from streams.model.errors import BadInput, NotFound
+from streams.model.partition import is_partition
 
 if TYPE_CHECKING:
     from streams.client import AsyncClient
@@ -64,24 +66,35 @@ def delete(key: Key, region: RegionOption = None, url: UrlOption = None, data: D
 
 @app.command()
 def tail(
-    keyspace: Annotated[str, typer.Argument(help="The keyspace to follow.")],
-    since: Annotated[str | None, typer.Option("--from", help="A token, or `start`; default: from now on.")] = None,
+    keyspace: Annotated[str, typer.Argument(help="The keyspace to follow, or a partition: iot:region:NAME.")],
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="A token, `start` (all that is kept) or `latest`; default: from now on."),
+    ] = None,
     count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Stop after so many events.")] = None,
     prefix: Annotated[str, typer.Option(help="Only keys that start with this.")] = "",
+    stream: Annotated[str, typer.Option(help="`events`, or what a UDF puts out: `alerts`, `late`.")] = "events",
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show each event's token, for --from.")] = False,
     region: RegionOption = None,
     url: UrlOption = None,
     data: DataOption = None,
 ) -> None:
-    """Print a keyspace's events as JSON lines, as they are accepted, until Ctrl-C."""
+    """Print events as JSON lines, as they are accepted, until Ctrl-C; goes on where it was when a gateway restarts."""
 
     async def work(edge: AsyncClient) -> None:
         left = count
-        async for event in edge.subscribe(keyspace, since=since, prefix=prefix):
-            _print(_plain(event, "position", *(("part",) if event.part is None else ())))
-            if left is not None:
-                left -= 1
-                if not left:
-                    return
+        if is_partition(keyspace):
+            events = edge.subscribe_partition(keyspace, from_=since, prefix=prefix, stream=stream)
+        else:
+            events = edge.subscribe(keyspace, since=since, prefix=prefix, stream=stream)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                row = _plain(event, "position", *(("part",) if event.part is None else ()))
+                _print({**row, "token": event.token} if tokens else row)
+                if left is not None:
+                    left -= 1
+                    if not left:
+                        return
 
     run(work, region, url, data)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from streams.cli.lifecycle import one_line_errors
+from streams.model.errors import BadInput
 
 
 @one_line_errors
@@ -21,6 +22,16 @@ def gateway(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: the topology's.", min=0, max=65535)] = 0,
     tokens: Annotated[Path | None, typer.Option(help="Bearer tokens; default DIR/tokens.json, if there.")] = None,
     body_limit_mib: Annotated[int, typer.Option(help="Largest body of a put, MiB.", min=1, max=19)] = 16,
+    advertised_url: Annotated[
+        str | None,
+        typer.Option(help="Where other regions' gateways reach this one; default: the topology's, else host and port."),
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="This gateway's name among all; default: gateway-REGION.")] = None,
+    location: Annotated[str | None, typer.Option(help="LATITUDE,LONGITUDE of this gateway, in degrees.")] = None,
+    subscribers_max: Annotated[int, typer.Option(help="How many event streams at once.", min=1, max=10_000)] = 256,
+    stall_s: Annotated[
+        float, typer.Option(help="A subscriber that reads nothing for so long is disconnected, seconds.", min=0.1)
+    ] = 30.0,
     delete_grace_s: Annotated[
         float,
         typer.Option(
@@ -34,9 +45,35 @@ def gateway(
     from streams.edge.purger import PurgeOptions
     from streams.gateway.context import GatewayOptions
     from streams.gateway.server import ServerOptions, run_gateway
+    from streams.gateway.subscribers import StreamOptions
     from streams.region.paths import data_dir
 
-    limits = GatewayOptions(body_limit_bytes=body_limit_mib << 20)
+    streams = StreamOptions(stall_s=stall_s, subscribers_max=subscribers_max)
+    limits = GatewayOptions(body_limit_bytes=body_limit_mib << 20, streams=streams)
     purge = PurgeOptions.remembering(delete_grace_s)
-    options = ServerOptions(region, data_dir(data), bootstrap_servers, host, port, tokens, limits, purge)
+    options = ServerOptions(
+        region,
+        data_dir(data),
+        bootstrap_servers,
+        host,
+        port,
+        tokens,
+        limits,
+        purge,
+        advertised_url,
+        node,
+        _location(location),
+    )
     raise typer.Exit(run_gateway(options))
+
+
+def _location(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        latitude, longitude = map(float, text.split(","))
+    except ValueError:
+        raise BadInput(
+            f"{text[:40]!r} is no place", field="--location", fix="write it as 38.95,-77.45: latitude, longitude"
+        ) from None
+    return latitude, longitude

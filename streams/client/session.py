@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import aiohttp
-import orjson
-
 from streams.client.columns import dump, lines_of
+from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
@@ -31,7 +29,6 @@ REJECTED_MAX = 1_000
 LEADERBOARD = "score"
 NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
-_RECONNECT_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 class AsyncClient:
@@ -190,7 +187,7 @@ class AsyncClient:
         token = Token.decode(answer["token"])
         return BatchReceipt(answer["accepted"], rejected, count, token, skipped=answer.get("skipped", 0))
 
-    async def scan(self, table: str, *, prefix: str = "", limit: int | None = None) -> AsyncIterator[Row]:
+    async def scan(self, table: str, *, prefix: str = "", limit: int | None = None) -> AsyncGenerator[Row, None]:
         """The rows of a table in key order, at most `limit`, fetched page by page."""
         cursor, left = "", limit
         while left is None or left > 0:
@@ -268,30 +265,54 @@ class AsyncClient:
                 if time.monotonic() >= deadline:
                     raise
 
-    async def subscribe(
-        self, keyspace: str, *, since: str | Token | None = None, region: str | None = None, prefix: str = ""
-    ) -> AsyncIterator[Event]:
+    def subscribe(
+        self,
+        keyspace: str,
+        *,
+        since: str | Token | None = None,
+        region: str | None = None,
+        prefix: str = "",
+        stream: str = "events",
+        give_up_s: float = GIVE_UP_S,
+    ) -> AsyncGenerator[Event, None]:
         """The keyspace's events, without end: from now, from a token, or all that are kept (`since="start"`).
 
-        Reconnects and goes on where it was; nothing is missed. `region`: another region's events.
+        `region`: another region's events. `stream`: `alerts` or `late`, where the keyspace has it. Otherwise as
+        `subscribe_partition`.
         """
-        position = since.encode() if isinstance(since, Token) else since
-        query = {"prefix": prefix, **({"region": region} if region else {}), **({"from": position} if position else {})}
-        last, failures = "", 0
-        while True:
-            try:
-                stream = self._transport.events(_path("/v1/keyspaces/", keyspace), query, last)
-                async for position_text, kind, data in stream:
-                    last, failures = position_text, 0
-                    if kind == "error":
-                        raise Unavailable(str(orjson.loads(data).get("detail")))
-                    if data:
-                        yield _event(orjson.loads(data), last)
-            except (Unavailable, aiohttp.ClientError, TimeoutError, OSError) as error:
-                if failures >= len(_RECONNECT_S):
-                    raise Unavailable(f"the stream broke and cannot be resumed: {error}") from error
-                await asyncio.sleep(_RECONNECT_S[failures])
-                failures += 1
+        query = {"prefix": prefix, "region": region or "", "from": _text(since), "stream": stream}
+        return self._follow(_path("/v1/keyspaces/", keyspace), query, give_up_s)
+
+    def subscribe_partition(
+        self,
+        partition: str,
+        *,
+        from_: str | Token | None = None,
+        prefix: str = "",
+        stream: str = "events",
+        give_up_s: float = GIVE_UP_S,
+    ) -> AsyncGenerator[Event, None]:
+        """The events of `iot:region:NAME`, without end: what that region's gateways accept in keyspace `device`.
+
+        `from_`: `"latest"` (the default: from when the connection stands), `"beginning"` (all that are kept), or the
+        `token` of an event or a put. Each event comes once, in the order of its Kafka partition (a key's events are in
+        one), also when connections break or gateways restart: it reconnects, with growing random pauses, and goes on
+        after the last event. Leaving the loop closes the connection; so does `aclose()`. Memory is bounded: who reads
+        slowly slows the stream down.
+
+        NotFound: no such partition. Conflict: the log has been cut after `from_` or while nobody read; nothing is
+        skipped. BadInput: no such token. Unavailable: no contact for `give_up_s` (10 s if there never was one).
+        """
+        query = {"prefix": prefix, "from": _text(from_), "stream": stream}
+        return self._follow(_path("/v1/telemetry/", partition), query, give_up_s)
+
+    def _follow(self, path: str, query: dict[str, str], give_up_s: float) -> AsyncGenerator[Event, None]:
+        given = {name: value for name, value in query.items() if value}
+        return follow(self._transport, path, given, Patience(give_up_s, min(give_up_s, CONNECT_S)))
+
+
+def _text(since: str | Token | None) -> str:
+    return since.encode() if isinstance(since, Token) else since or ""
 
 
 def _path(base: str, name: str) -> str:
@@ -302,20 +323,6 @@ def _path(base: str, name: str) -> str:
 
 def _receipt(body: dict[str, Any]) -> Receipt:
     return Receipt(**{**body, "token": Token.decode(body["token"])})
-
-
-def _event(body: dict[str, Any], position: str) -> Event:
-    return Event(
-        body["op"],
-        body["key"],
-        body["value"],
-        body["partition"],
-        body["offset"],
-        body["timestamp"],
-        body["region"],
-        Token.decode(position),
-        body.get("part"),
-    )
 
 
 def _chunks(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
+from streams.client.follow import GIVE_UP_S
 from streams.client.session import AsyncClient
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
 from streams.model.token import Token
@@ -114,10 +115,41 @@ class Client:
         self._run(self._edge.wait_for(token, timeout_s=timeout_s))
 
     def subscribe(
-        self, keyspace: str, *, since: str | Token | None = None, region: str | None = None, prefix: str = ""
+        self,
+        keyspace: str,
+        *,
+        since: str | Token | None = None,
+        region: str | None = None,
+        prefix: str = "",
+        stream: str = "events",
+        give_up_s: float = GIVE_UP_S,
+        limit: int | None = None,
+        quiet_s: float | None = None,
     ) -> Iterator[Event]:
-        """See AsyncClient.subscribe."""
-        return self._iterate(self._edge.subscribe(keyspace, since=since, region=region, prefix=prefix))
+        """See AsyncClient.subscribe; bounded as `subscribe_partition`."""
+        source = self._edge.subscribe(
+            keyspace, since=since, region=region, prefix=prefix, stream=stream, give_up_s=give_up_s
+        )
+        return self._iterate(source, limit, quiet_s)
+
+    def subscribe_partition(
+        self,
+        partition: str,
+        *,
+        from_: str | Token | None = None,
+        prefix: str = "",
+        stream: str = "events",
+        give_up_s: float = GIVE_UP_S,
+        limit: int | None = None,
+        quiet_s: float | None = None,
+    ) -> Iterator[Event]:
+        """See AsyncClient.subscribe_partition. Ends after `limit` events, or when none has come for `quiet_s` seconds;
+        without either never. Leaving the loop closes the connection.
+        """
+        source = self._edge.subscribe_partition(
+            partition, from_=from_, prefix=prefix, stream=stream, give_up_s=give_up_s
+        )
+        return self._iterate(source, limit, quiet_s)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -127,13 +159,21 @@ class Client:
             future.cancel()
             raise
 
-    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def _iterate(
+        self, source: AsyncGenerator[T, None], limit: int | None = None, quiet_s: float | None = None
+    ) -> Iterator[T]:
         async def following() -> T:
-            return await anext(source)
+            async with asyncio.timeout(quiet_s):
+                return await anext(source)
 
-        while True:
-            try:
-                item = self._run(following())
-            except StopAsyncIteration:
-                return
-            yield item
+        try:
+            while limit is None or limit > 0:
+                try:
+                    item = self._run(following())
+                except (StopAsyncIteration, TimeoutError):
+                    return
+                yield item
+                limit = None if limit is None else limit - 1
+        finally:
+            if not self._loop.is_closed():
+                self._run(source.aclose())

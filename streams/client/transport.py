@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import aiohttp
 import orjson
 from yarl import URL
 
-from streams.model import errors
-from streams.model.errors import StreamsError, Unavailable
+from streams.model.errors import StreamsError, Timeout, Unavailable, error_of
 from streams.model.token import Token
 
 TIMEOUT_S = 60.0
 CONNECT_S = 5.0
 IDLE_S = 45.0
 LINE_BYTES_MAX = 64 << 20
-_BY_STATUS: dict[int, type[StreamsError]] = {
-    kind.status: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, StreamsError) and kind is not StreamsError
-}
 
 
 class Transport:
@@ -80,8 +74,9 @@ class Transport:
             ) from error
         return orjson.loads(raw)
 
-    async def events(self, path: str, query: dict[str, str], last: str) -> AsyncIterator[tuple[str, str, bytes]]:
-        """Server-sent events of `PATH:subscribe` as (id, kind, data), until the connection ends."""
+    async def events(self, path: str, query: dict[str, str], last: str) -> AsyncGenerator[tuple[str, str, bytes], None]:
+        """Server-sent events of `PATH:subscribe` as (id, kind, data), until the connection ends; keep-alives have no
+        data. What broke off within an event is dropped, its id too."""
         headers = {"Last-Event-ID": last} if last else {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=IDLE_S)
         async with self._session.get(
@@ -123,15 +118,12 @@ class Transport:
 
 def problem(answer: aiohttp.ClientResponse, raw: bytes) -> StreamsError:
     """The error of a problem document; one that says the status where there is none."""
-    kind = _BY_STATUS.get(answer.status, StreamsError)
     try:
-        body = orjson.loads(raw)
-        detail, field, fix = body["detail"], body.get("field"), body.get("fix")
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return kind(f"the gateway answered {answer.status}: {raw[:200].decode(errors='replace')!r}")
-    error = kind(detail, field=field, fix=fix)
-    error.title = str(body.get("title") or error.title)
-    if isinstance(error, errors.Timeout):
+        error = error_of(answer.status, orjson.loads(raw))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        text = f"the gateway answered {answer.status}: {raw[:200].decode(errors='replace')!r}"
+        return error_of(answer.status, {"detail": text})
+    if isinstance(error, Timeout):
         error.retry_after_s = float(answer.headers.get("Retry-After", 1))
     return error
 

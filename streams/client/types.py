@@ -83,6 +83,18 @@ class Event:
     position: Token
     part: int | None = None
 
+    @property
+    def token(self) -> str:
+        """`position` as text: subscribe from here to go on after this event."""
+        return self.position.encode()
+
+    @property
+    def time(self) -> int:
+        """When it happened, epoch milliseconds: a reading's own `time`, else when it was accepted."""
+        value = self.value
+        time = value.get("time") if isinstance(value, dict) else None
+        return time if type(time) is int else self.timestamp
+
 
 @dataclass(frozen=True, slots=True)
 class Digest:

@@ -16,6 +16,7 @@ from streams.gateway.routes_batch import BatchRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
+from streams.gateway.routes_peers import PeerRoutes
 from streams.gateway.routes_streams import StreamRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
@@ -34,6 +35,7 @@ class GatewayApp:
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
+            *PeerRoutes(gateway).operations(),
             *TableRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),

@@ -13,7 +13,9 @@ from streams.gateway.http import Call, Headers
 from streams.gateway.idempotency import IdempotencyOptions, IdempotencyStore
 from streams.gateway.metrics import Metrics
 from streams.gateway.params import CONSISTENCY, MAX_STALENESS
+from streams.gateway.peers import Peers
 from streams.gateway.ports import Catalogue, EventLog, Tables
+from streams.gateway.subscribers import StreamOptions, Subscribers
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
 from streams.model.keyspace import Keyspace
@@ -32,7 +34,7 @@ class GatewayOptions:
     batch_limit_bytes: int = 1 << 30
     wait_s: float = 5.0
     rejects_max: int = 1_000
-    stream_idle_s: float = 10.0
+    streams: StreamOptions = StreamOptions()  # noqa: RUF009
     ready_staleness_ms: int = 5_000
     idempotency: IdempotencyOptions = field(default_factory=IdempotencyOptions)
 
@@ -67,9 +69,13 @@ class Gateway:
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     idempotency: IdempotencyStore = field(init=False)
+    subscribers: Subscribers = field(init=False)
+    peers: Peers = field(init=False)
 
     def __post_init__(self) -> None:
         self.idempotency = IdempotencyStore(self.options.idempotency)
+        self.subscribers = Subscribers(self.options.streams, self.metrics)
+        self.peers = Peers(self.topology)
 
     @property
     def body_limit_bytes(self) -> int:

@@ -49,7 +49,8 @@ class Operation:
     """One method of one path: what is served and what is documented, in one place.
 
     `action`: `open` (no token needed), `read`, `write` or `admin`. `bodies`: JSON Schema by media type. `answers`:
-    description by status, of what is particular to this operation. PUT and POST honour `Idempotency-Key`.
+    description by status, of what is particular to this operation. `notes`: what else to document. PUT and POST honour
+    `Idempotency-Key`.
     """
 
     method: str
@@ -62,6 +63,7 @@ class Operation:
     answers: dict[int, str] = field(default_factory=dict)
     answer_type: str = "application/json"
     tag: str = "tables"
+    notes: str = ""
 
     @property
     def idempotent_by_key(self) -> bool:

@@ -1,4 +1,6 @@
-"""Server-sent events: the frame, and a sender that notices when the client leaves or the gateway closes."""
+"""Server-sent events: the frame, and a sender that notices when the client leaves, or stops reading, or the gateway
+closes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ import logging
 from collections.abc import AsyncIterator
 
 from streams.gateway.context import Gateway
-from streams.gateway.http import Headers, Receive, Reply, Send
+from streams.gateway.http import Call, Headers, Receive, Reply, Send
 from streams.gateway.json_text import dump
 from streams.gateway.problem import problem
-from streams.model.errors import StreamsError
+from streams.model.errors import RequestTimeout, StreamsError
 
 log = logging.getLogger(__name__)
 
@@ -31,41 +33,73 @@ def mark(position: str) -> bytes:
     return b"id: %b\n\n" % position.encode()
 
 
-def stream(gateway: Gateway, kind: str, source: AsyncIterator[bytes]) -> Reply:
-    """An answer that sends `source`'s bytes as they come. `source` is closed when either side ends."""
+def failure(error: StreamsError) -> bytes:
+    """Why the stream ends here, as its last event: a problem document. The client resumes where it was."""
+    return b"event: error\ndata: %b\n\n" % problem(error).body
+
+
+async def stream(gateway: Gateway, call: Call, kind: str, source: AsyncIterator[bytes]) -> Reply:
+    """An answer that sends `source`'s bytes as they come; whole events at a time. `source` is closed when either side
+    ends.
+
+    What fails before the first bytes is a problem with its status, not a stream. TooManyRequests when this gateway
+    serves as many streams as it may.
+    """
+    gateway.subscribers.check()
+    if call.method == "HEAD":
+        return Reply(content_type=EVENT_STREAM, headers=_HEADERS)
+    first = await anext(source)
 
     async def write(receive: Receive, send: Send) -> None:
-        pump = asyncio.create_task(_pump(source, send))
+        pump = asyncio.create_task(_pump(gateway, kind, first, source, send))
         gone = asyncio.create_task(_gone(receive))
         closing = asyncio.create_task(gateway.closing.wait())
-        gateway.metrics.streams.labels(kind).inc()
         try:
             await asyncio.wait({pump, gone, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gateway.metrics.streams.labels(kind).dec()
             for task in (pump, gone, closing):
                 task.cancel()
             await asyncio.gather(pump, gone, closing, return_exceptions=True)
-            with contextlib.suppress(RuntimeError, OSError):
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # Bounded: to a client that does not read, this too would wait for ever.
+            with contextlib.suppress(RuntimeError, OSError, TimeoutError):
+                async with asyncio.timeout(gateway.subscribers.options.goodbye_s):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return Reply(content_type=EVENT_STREAM, headers=_HEADERS, stream=write)
 
 
-async def _pump(source: AsyncIterator[bytes], send: Send) -> None:
+async def _pump(gateway: Gateway, kind: str, first: bytes, source: AsyncIterator[bytes], send: Send) -> None:
+    subscribers = gateway.subscribers
     try:
-        async for chunk in source:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        with subscribers.enter(kind):
+            await _deliver(send, first, subscribers.options.stall_s)
+            async for chunk in source:
+                await _deliver(send, chunk, subscribers.options.stall_s)
     except StreamsError as error:
-        # The head is out, so the problem travels as an event; the client resumes where it was.
-        frame = b"event: error\ndata: %b\n\n" % problem(error).body
-        await send({"type": "http.response.body", "body": frame, "more_body": True})
+        if isinstance(error, RequestTimeout):
+            gateway.metrics.dropped.labels("slow").inc()
+        # The head is out, so the problem travels as an event; to a client that reads nothing it does not travel.
+        with contextlib.suppress(StreamsError, RuntimeError, OSError):
+            await _deliver(send, failure(error), subscribers.options.goodbye_s)
     except (RuntimeError, OSError) as error:
         log.debug("a stream's client went away: %r", error)
+    except Exception:
+        log.exception("a stream failed")
     finally:
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
+
+
+async def _deliver(send: Send, chunk: bytes, stall_s: float) -> None:
+    """Hand bytes to the server, which waits while the client does not read. RequestTimeout after `stall_s` of that."""
+    try:
+        async with asyncio.timeout(stall_s):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except TimeoutError:
+        error = RequestTimeout(f"nothing was read for {stall_s:g} s", fix="go on with Last-Event-ID")
+        error.title = "slow consumer"
+        raise error from None
 
 
 async def _gone(receive: Receive) -> None:

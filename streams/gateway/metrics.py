@@ -32,6 +32,12 @@ class Metrics:
             "streams_batch_lines_rejected_total", "Bad lines of batches", ["keyspace"], registry=self.registry
         )
         self.streams = Gauge("streams_subscribers", "Open event streams", ["kind"], registry=self.registry)
+        self.dropped = Counter(
+            "streams_subscribers_dropped_total", "Event streams cut by the gateway", ["reason"], registry=self.registry
+        )
+        self.held_bytes = Gauge(
+            "streams_subscribers_held_bytes", "Events in memory for event streams", registry=self.registry
+        )
         self.staleness_ms = Gauge(
             "streams_table_staleness_milliseconds", "Age of a table's oldest origin", ["table"], registry=self.registry
         )

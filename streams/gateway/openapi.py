@@ -69,6 +69,8 @@ def _describe(operation: Operation) -> dict[str, object]:
             "default": _PROBLEM,
         },
     }
+    if operation.notes:
+        described["description"] = " ".join(operation.notes.split())
     if operation.action == "open":
         described["security"] = []
     if operation.bodies:

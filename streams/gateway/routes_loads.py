@@ -6,7 +6,7 @@ from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
 from streams.gateway.params import Param
-from streams.gateway.subscription import start_positions
+from streams.gateway.subscription import feed_of, start_positions
 from streams.kafka.loads import check_load_id, durable_places, place_text
 from streams.model.token import Input, Token
 
@@ -42,7 +42,7 @@ class LoadRoutes:
         ident = check_load_id(call.part("id"), "id")
         keyspace = gateway.keyspace(call, KEYSPACE.required_text(call), "read")
         topic, since = keyspace.events_topic, FROM.text(call)
-        found = await start_positions(gateway, keyspace, since)
+        found = await start_positions(gateway, feed_of(keyspace, None), since)
         positions = {partition: place.offset for (_, partition), place in found.items()}
         start = Token({Input(gateway.region.name, topic, n): offset for n, offset in positions.items()}).encode()
         durable = {}

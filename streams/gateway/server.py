@@ -7,11 +7,13 @@ import contextlib
 import gc
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -24,12 +26,14 @@ from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
+from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.errors import NotFound, StreamsError
 from streams.model.fold_table import fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
+from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
 from streams.serde import purge_value
@@ -45,7 +49,11 @@ _RECORD_MARGIN_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """One gateway process. `port` 0: the topology's. `tokens`: who may do what; a missing file leaves all open."""
+    """One gateway process. `port` 0: the topology's. `tokens`: who may do what; a missing file leaves all open.
+
+    `advertised_url`: where other gateways reach this one, `node`: its name among them; both default by the topology.
+    `location`: latitude and longitude in degrees.
+    """
 
     region: str
     data: Path
@@ -55,6 +63,9 @@ class ServerOptions:
     tokens: Path | None = None
     limits: GatewayOptions = field(default_factory=GatewayOptions)
     purge: PurgeOptions = field(default_factory=PurgeOptions)
+    advertised_url: str | None = None
+    node: str | None = None
+    location: tuple[float, float] | None = None
 
 
 class GatewayServer:
@@ -93,6 +104,8 @@ class GatewayServer:
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
+        own = announcement_of(options, region)
+        self.announcer = Announcer(region.bootstrap_servers, self.producer, self.gateway.peers, own)
         self._background: set[asyncio.Task[None]] = set()
         self._starting = "the gateway is starting"
         self._probed_s = 0.0
@@ -119,6 +132,7 @@ class GatewayServer:
         await self._until("the region's Kafka", self._start_admin)
         await self._until("topics", lambda: ensure_keyspace_topics(self._admin, BUILTIN))
         await self._until("the producer", self.producer.start)
+        self._spawn(self.announcer.run(), "announcements")
         await self._until("definitions", self.definitions.start)
         await self._until("topics", lambda: ensure_keyspace_topics(self._admin, self.definitions.keyspaces.values()))
         self._follow_definitions()
@@ -204,7 +218,7 @@ class GatewayServer:
 
     async def _close(self) -> None:
         self.gateway.closing.set()
-        await self.http.stop()
+        await asyncio.gather(self.http.stop(), self.announcer.goodbye())
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -226,6 +240,20 @@ def topology_of(options: ServerOptions) -> Topology:
         return found
     here = replace(region, bootstrap_servers=options.bootstrap_servers)
     return Topology(tuple(here if each.name == here.name else each for each in found.regions))
+
+
+def announcement_of(options: ServerOptions, region: Region) -> Announcement:
+    """What a gateway says of itself: the URL given, else the topology's if it is the topology's gateway, else where it
+    listens; named after the region, and the address where that is not the topology's. BadInput."""
+    port = options.port or region.gateway_port
+    host = options.host if options.host not in ("0.0.0.0", "::", "") else socket.gethostname()
+    local = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    default = region.gateway_url if region.gateway_url and port == region.gateway_port else local
+    url = check_url(options.advertised_url or default, "--advertised-url")
+    first = url == check_url(region.gateway_url or url)
+    node = options.node or (f"gateway-{region.name}" if first else f"gateway-{region.name}-{urlsplit(url).netloc}")
+    latitude, longitude = check_location(*(options.location or (None, None)))
+    return Announcement(check_node(node), region.name, url, 0, latitude=latitude, longitude=longitude)
 
 
 def run_gateway(options: ServerOptions) -> int:

@@ -12,16 +12,47 @@ from streams.gateway.event_stream import IDLE, RETRY, event, mark
 from streams.kafka.admin import Admin
 from streams.kafka.raw_fetch import FetchOptions, RawConsumer
 from streams.kafka.records import EventRecord, records_of
-from streams.model.errors import BadInput, Conflict
+from streams.kafka.run import Run
+from streams.model.errors import BadInput, Conflict, NotFound
+from streams.model.fold_table import fold_tables
 from streams.model.keys import validate_key
 from streams.model.keyspace import Keyspace
-from streams.model.token import Input, Token
+from streams.model.token import CURSOR_BYTES_MAX, Input, Token
 from streams.serde import DELETE, PURGE, TABLE_PURGE, decode_frame, is_frame, load_builtin, wire_schema_id
 
-_FETCH = FetchOptions(max_wait_ms=100, client_id="streams-subscribe")
 _BYTES_AT_ONCE = 1 << 20
 _EVENTS_AT_ONCE = 200
 """Events made before others of this process get a turn: a frame may hold thousands."""
+_CHUNK_BYTES = 64 << 10
+NOW, START = ("latest", "now"), ("start", "beginning", "earliest")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A topic that can be followed. `keyed`: its keys are keys of the keyspace, which anything else is invalid in."""
+
+    topic: str
+    partitions: int
+    keyed: bool = True
+
+
+def feed_of(keyspace: Keyspace, stream: str | None) -> Feed:
+    """The keyspace's events, or what UDFs put out from them (`alerts`: the topic `alerts.<keyspace>`).
+
+    NotFound names the streams that the keyspace has.
+    """
+    feeds = {"events": Feed(keyspace.events_topic, keyspace.partitions)}
+    for table in fold_tables([keyspace]):
+        for topic in table.outputs:
+            feeds[topic.removesuffix(f".{keyspace.name}")] = Feed(topic, table.partitions, keyed=False)
+    found = feeds.get(stream or "events")
+    if found is None:
+        raise NotFound(
+            f"keyspace {keyspace.name} has no stream {str(stream)[:40]!r}",
+            field="stream",
+            fix=f"choose one of {', '.join(feeds)}",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +72,63 @@ class Event:
     after: Place
 
 
-async def start_positions(gateway: Gateway, keyspace: Keyspace, since: str | None) -> dict[tuple[str, int], Place]:
-    """Where to begin, by partition. `since`: a token, `start`, or None for now.
+async def start_positions(
+    gateway: Gateway, feed: Feed, since: str | None, field: str = "from"
+) -> dict[tuple[str, int], Place]:
+    """Where to begin, by partition. `since`: a token, `start` (or `beginning`), or None or `latest` for now.
 
     A partition that the token does not name begins at the log's start: nothing is missed. Conflict when events after
-    the token are no longer in the log; BadInput for a token from the future.
+    the token are no longer in the log; BadInput, naming `field`, for a token that is malformed, from the future, or
+    of another region's log.
     """
-    topic = keyspace.events_topic
-    partitions = [(topic, number) for number in range(keyspace.partitions)]
+    topic, region = feed.topic, gateway.region.name
+    partitions = [(topic, number) for number in range(feed.partitions)]
+    token = None if since is None or since in (*NOW, *START) else _cursor(since, topic, region, field)
     async with Admin(gateway.region.bootstrap_servers) as admin:
         ends = await admin.end_offsets(partitions)
-        if since is None:
+        if since is None or since in NOW:
             return {tp: Place(ends[tp]) for tp in partitions}  # type: ignore[index]
         starts = await admin.start_offsets(partitions)
-    if since == "start":
+    if token is None:
         return {tp: Place(starts[tp]) for tp in partitions}  # type: ignore[index]
-    token = Token.decode(since)
     found: dict[tuple[str, int], Place] = {}
     for tp in partitions:
         start, end = starts[tp], ends[tp]  # type: ignore[index]
-        place = place_of(token, Input(gateway.region.name, topic, tp[1]), start)
+        place = place_of(token, Input(region, topic, tp[1]), start)
         if place.offset < start:
             raise Conflict(
                 f"events {place.offset} to {start - 1} of {topic}/{tp[1]} are no longer in the log",
-                field="from",
+                field=field,
                 fix="read the table, then subscribe from now or from=start",
             )
         if place.offset > end:
             raise BadInput(
                 f"the token is at {place.offset} of {topic}/{tp[1]}, past its end {end}",
-                field="from",
+                field=field,
                 fix="use another",
             )
         found[tp] = place
     return found
+
+
+def _cursor(since: str, topic: str, region: str, field: str) -> Token:
+    """The token of `since`; BadInput when it cannot be one of this log."""
+    try:
+        token = Token.decode(since, CURSOR_BYTES_MAX)
+    except BadInput as error:
+        raise BadInput(
+            f"{error.detail}; it is neither a token nor start, latest",
+            field=field,
+            fix="give the id of an event, the token of a put, start, or latest",
+        ) from None
+    origins = {source.origin for source in token.positions if source.topic == topic}
+    if origins and region not in origins:
+        raise BadInput(
+            f"the token is of {topic} in {', '.join(sorted(origins))[:80]}, this is {region}'s",
+            field=field,
+            fix="give a token of this region's events, start, or latest",
+        )
+    return token
 
 
 def place_of(token: Token, source: Input, start: int) -> Place:
@@ -92,39 +146,61 @@ def token_of(region: str, at: Mapping[tuple[str, int], Place]) -> str:
 
 
 async def follow(
-    gateway: Gateway, keyspace: Keyspace, positions: dict[tuple[str, int], Place], prefix: str
+    gateway: Gateway, feed: Feed, positions: dict[tuple[str, int], Place], prefix: str
 ) -> AsyncIterator[bytes]:
-    """The events from `positions` on, as server-sent events; idle comments in between."""
-    region, topic = gateway.region.name, keyspace.events_topic
-    consumer = RawConsumer(gateway.region.bootstrap_servers, _FETCH)
+    """The events from `positions` on, as server-sent events: whole ones in each piece; keep-alives in between.
+
+    In memory at a time: one fetch ahead, the runs at hand (counted with `gateway.subscribers`), one piece to send.
+    """
+    region, limits = gateway.region.name, gateway.subscribers.options
+    fetch = FetchOptions(
+        max_wait_ms=100,
+        client_id="streams-subscribe",
+        partition_bytes=max(1, limits.fetch_bytes // feed.partitions),
+        fetch_bytes=limits.fetch_bytes,
+    )
+    consumer = RawConsumer(gateway.region.bootstrap_servers, fetch)
     await consumer.start()
     try:
         consumer.assign({tp: place.offset for tp, place in positions.items()})
         at = dict(positions)
-        yield RETRY + mark(token_of(region, at))
+        sent = token_of(region, at)
+        yield RETRY + mark(sent)
         while True:
-            runs = await consumer.get_runs(gateway.options.stream_idle_s, _BYTES_AT_ONCE)
+            runs = await consumer.get_runs(limits.idle_s, _BYTES_AT_ONCE)
             if not runs:
-                yield IDLE
-            for run in runs:
-                here = (topic, run.partition)
-                shown: list[bytes] = []
-                for record in records_of(run):
-                    for each in await _events_of(record, at[here], prefix):
-                        at[here] = each.after
-                        view = _show(gateway, each, prefix)
-                        if view is not None:
-                            shown.append(event(str(view["op"]), view, token_of(region, at)))
-                        if len(shown) >= _EVENTS_AT_ONCE:
-                            yield b"".join(shown)
-                            shown = []
-                            await asyncio.sleep(0)
-                    at[here] = Place(record.offset + 1)
-                at[here] = Place(run.next)
-                if shown:
-                    yield b"".join(shown)
+                # Where it is now, if only events of other keys came: or a resumption would read them all again.
+                passed, sent = sent, token_of(region, at)
+                yield IDLE if passed == sent else mark(sent)
+            with gateway.subscribers.holding(sum(run.size_bytes for run in runs)):
+                for run in runs:
+                    async for piece in _pieces(gateway, feed, run, at, prefix):
+                        yield piece
     finally:
         await consumer.stop()
+
+
+async def _pieces(
+    gateway: Gateway, feed: Feed, run: Run, at: dict[tuple[str, int], Place], prefix: str
+) -> AsyncIterator[bytes]:
+    """The events of a run, some at a time; moves `at` along."""
+    here = (run.topic, run.partition)
+    region, shown, size = gateway.region.name, list[bytes](), 0
+    for record in records_of(run):
+        for each in await _events_of(record, at[here], prefix):
+            at[here] = each.after
+            view = _show(gateway, feed, each, prefix)
+            if view is not None:
+                shown.append(event(str(view["op"]), view, token_of(region, at)))
+                size += len(shown[-1])
+            if len(shown) >= _EVENTS_AT_ONCE or size >= _CHUNK_BYTES:
+                yield b"".join(shown)
+                shown, size = [], 0
+                await asyncio.sleep(0)
+        at[here] = Place(record.offset + 1)
+    at[here] = Place(run.next)
+    if shown:
+        yield b"".join(shown)
 
 
 async def _events_of(record: EventRecord, place: Place, prefix: str) -> Iterator[Event]:
@@ -157,7 +233,7 @@ def puts_of(record: EventRecord, seen: int, prefix: bytes) -> list[Event]:
     return found
 
 
-def _show(gateway: Gateway, each: Event, prefix: str) -> dict[str, object] | None:
+def _show(gateway: Gateway, feed: Feed, each: Event, prefix: str) -> dict[str, object] | None:
     """An event as subscribers see it; None for the platform's own (purges) and for other keys."""
     record = each.record
     headers = dict(record.headers)
@@ -175,7 +251,7 @@ def _show(gateway: Gateway, each: Event, prefix: str) -> dict[str, object] | Non
     try:
         if is_frame(record.value):
             decode_frame(record.value or b"")
-        key = validate_key(record.key or b"").decode()
+        key = validate_key(record.key or b"").decode() if feed.keyed else str(shown["key"])
         if not key.startswith(prefix):
             return None
         schema = wire_schema_id(record.value)

@@ -6,6 +6,9 @@ command line, the client and the gateway say the same thing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class StreamsError(Exception):
     """A failure that can be shown to a user in one line.
@@ -129,3 +132,11 @@ class Timeout(StreamsError):
     ) -> None:
         super().__init__(detail, field=field, fix=fix)
         self.retry_after_s = retry_after_s
+
+
+def error_of(status: int, body: Mapping[str, Any]) -> StreamsError:
+    """The error that a problem document (RFC 9457) stands for; KeyError when `body` is none."""
+    kinds = {each.status: each for each in StreamsError.__subclasses__() if each.__module__ == __name__}
+    error = kinds.get(status, StreamsError)(body["detail"], field=body.get("field"), fix=body.get("fix"))
+    error.title = str(body.get("title") or error.title)
+    return error

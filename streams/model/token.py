@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from streams.model.errors import BadInput
 
 TOKEN_BYTES_MAX = 4096
+CURSOR_BYTES_MAX = 64 << 10
+"""The same of a subscription's position, which names every partition of its topic (at most 256)."""
 _ALL = 2**63
 _FIX = "send back the Causal-Token of an earlier answer, unchanged"
 
@@ -84,12 +86,12 @@ class Token:
         return base64.urlsafe_b64encode(json.dumps(body, separators=(",", ":")).encode()).decode().rstrip("=")
 
     @classmethod
-    def decode(cls, text: str | None) -> Token:
+    def decode(cls, text: str | None, bytes_max: int = TOKEN_BYTES_MAX) -> Token:
         """The token of a `Causal-Token` header; empty for None or ''. BadInput when malformed."""
         if not text:
             return cls()
-        if len(text) > TOKEN_BYTES_MAX:
-            raise BadInput(f"the token has over {TOKEN_BYTES_MAX} bytes", field="Causal-Token", fix=_FIX)
+        if len(text) > bytes_max:
+            raise BadInput(f"the token has over {bytes_max} bytes", field="Causal-Token", fix=_FIX)
         try:
             body = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             given = {Input.parse(key): value for key, value in body.items()}
