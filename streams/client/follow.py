@@ -18,7 +18,6 @@ from streams.client.types import Event
 from streams.model.errors import StreamsError, Unavailable, error_of
 from streams.model.token import CURSOR_BYTES_MAX, Token
 
-
 GIVE_UP_S = 120.0
 CONNECT_S = 10.0
 

@@ -17,6 +17,13 @@ from streams.model.errors import RequestTimeout, StreamsError
 
 log = logging.getLogger(__name__)
 
+
+class Abandoned(Exception):
+    """The client reads nothing, not even the stream's end. Raised through the server, which then closes the
+    connection: an ended answer would leave it open, and its last bytes in memory.
+    """
+
+
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 _HEADERS: Headers = ((b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
 IDLE = b": idle\n\n"
@@ -59,11 +66,13 @@ async def stream(gateway: Gateway, call: Call, kind: str, source: AsyncIterator[
         finally:
             for task in (pump, gone, closing):
                 task.cancel()
-            await asyncio.gather(pump, gone, closing, return_exceptions=True)
-            # Bounded: to a client that does not read, this too would wait for ever.
-            with contextlib.suppress(RuntimeError, OSError, TimeoutError):
-                async with asyncio.timeout(gateway.subscribers.options.goodbye_s):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ended, *_ = await asyncio.gather(pump, gone, closing, return_exceptions=True)
+        if isinstance(ended, Abandoned):
+            raise ended
+        # Bounded: to a client that does not read, this too would wait for ever.
+        with contextlib.suppress(RuntimeError, OSError):
+            async with asyncio.timeout(gateway.subscribers.options.goodbye_s):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return Reply(content_type=EVENT_STREAM, headers=_HEADERS, stream=write)
 
@@ -78,9 +87,13 @@ async def _pump(gateway: Gateway, kind: str, first: bytes, source: AsyncIterator
     except StreamsError as error:
         if isinstance(error, RequestTimeout):
             gateway.metrics.dropped.labels("slow").inc()
-        # The head is out, so the problem travels as an event; to a client that reads nothing it does not travel.
-        with contextlib.suppress(StreamsError, RuntimeError, OSError):
+        # The head is out, so the problem travels as an event.
+        try:
             await _deliver(send, failure(error), subscribers.options.goodbye_s)
+        except RequestTimeout:
+            raise Abandoned(str(error)) from None
+        except (RuntimeError, OSError):
+            return
     except (RuntimeError, OSError) as error:
         log.debug("a stream's client went away: %r", error)
     except Exception:
