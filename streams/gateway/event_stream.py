@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
+from streams.gateway.connection import cut
 from streams.gateway.context import Gateway
 from streams.gateway.http import Call, Headers, Receive, Reply, Send
 from streams.gateway.json_text import dump
@@ -19,9 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Abandoned(Exception):
-    """The client reads nothing, not even the stream's end. Raised through the server, which then closes the
-    connection: an ended answer would leave it open, and its last bytes in memory.
-    """
+    """The client reads nothing, not even the stream's end: its connection is cut."""
 
 
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -68,6 +67,8 @@ async def stream(gateway: Gateway, call: Call, kind: str, source: AsyncIterator[
                 task.cancel()
             ended, *_ = await asyncio.gather(pump, gone, closing, return_exceptions=True)
         if isinstance(ended, Abandoned):
+            host, port = call.scope["client"]
+            cut(host, int(port))
             raise ended
         # Bounded: to a client that does not read, this too would wait for ever.
         with contextlib.suppress(RuntimeError, OSError):
@@ -78,30 +79,35 @@ async def stream(gateway: Gateway, call: Call, kind: str, source: AsyncIterator[
 
 
 async def _pump(gateway: Gateway, kind: str, first: bytes, source: AsyncIterator[bytes], send: Send) -> None:
-    subscribers = gateway.subscribers
+    limits = gateway.subscribers.options
     try:
-        with subscribers.enter(kind):
-            await _deliver(send, first, subscribers.options.stall_s)
-            async for chunk in source:
-                await _deliver(send, chunk, subscribers.options.stall_s)
+        with gateway.subscribers.enter(kind):
+            failed = await _send_all(gateway, first, source, send)
+        if failed is not None:
+            # The head is out, so the problem travels as an event.
+            await _deliver(send, failure(failed), limits.goodbye_s)
+    except RequestTimeout as error:
+        raise Abandoned(str(error)) from None
+    except (StreamsError, RuntimeError, OSError) as error:
+        log.debug("a stream's client went away: %r", error)
+
+
+async def _send_all(gateway: Gateway, first: bytes, source: AsyncIterator[bytes], send: Send) -> StreamsError | None:
+    """Until the source or the client fails; the source, and what it holds, is let go of then."""
+    stall_s = gateway.subscribers.options.stall_s
+    try:
+        await _deliver(send, first, stall_s)
+        async for chunk in source:
+            await _deliver(send, chunk, stall_s)
     except StreamsError as error:
         if isinstance(error, RequestTimeout):
             gateway.metrics.dropped.labels("slow").inc()
-        # The head is out, so the problem travels as an event.
-        try:
-            await _deliver(send, failure(error), subscribers.options.goodbye_s)
-        except RequestTimeout:
-            raise Abandoned(str(error)) from None
-        except (RuntimeError, OSError):
-            return
-    except (RuntimeError, OSError) as error:
-        log.debug("a stream's client went away: %r", error)
-    except Exception:
-        log.exception("a stream failed")
+        return error
     finally:
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
+    return None
 
 
 async def _deliver(send: Send, chunk: bytes, stall_s: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ _BYTES_AT_ONCE = 1 << 20
 _EVENTS_AT_ONCE = 200
 """Events made before others of this process get a turn: a frame may hold thousands."""
 _CHUNK_BYTES = 64 << 10
+_PURGES = (load_builtin()[PURGE].id, load_builtin()[TABLE_PURGE].id)
+_DELETE = load_builtin()[DELETE].id
 NOW, START = ("latest", "now"), ("start", "beginning", "earliest")
 
 
@@ -145,6 +149,26 @@ def token_of(region: str, at: Mapping[tuple[str, int], Place]) -> str:
     return Token(positions, {source: place.part for source, place in inputs.items() if place.part}).encode()
 
 
+class Cursor:
+    """Ids of events that follow each other in one partition, while the others stand still: `token_of`, many times."""
+
+    def __init__(self, region: str, at: Mapping[tuple[str, int], Place], moving: tuple[str, int]) -> None:
+        inputs = sorted((Input(region, *tp), place) for tp, place in at.items())
+        texts = [(f"{json.dumps(str(source))}:", place) for source, place in inputs]
+        here = inputs.index((Input(region, *moving), at[moving]))
+        self._before = "{" + "".join(f"{name}{_text(place)}," for name, place in texts[:here]) + texts[here][0]
+        self._after = "".join(f",{name}{_text(place)}" for name, place in texts[here + 1 :]) + "}"
+
+    def id_at(self, place: Place) -> str:
+        """The id when the moving partition is at `place`."""
+        text = f"{self._before}{_text(place)}{self._after}"
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _text(place: Place) -> str:
+    return f"[{place.offset + 1},{place.part}]" if place.part else str(place.offset)
+
+
 async def follow(
     gateway: Gateway, feed: Feed, positions: dict[tuple[str, int], Place], prefix: str
 ) -> AsyncIterator[bytes]:
@@ -185,13 +209,13 @@ async def _pieces(
 ) -> AsyncIterator[bytes]:
     """The events of a run, some at a time; moves `at` along."""
     here = (run.topic, run.partition)
-    region, shown, size = gateway.region.name, list[bytes](), 0
+    cursor, shown, size = Cursor(gateway.region.name, at, here), list[bytes](), 0
     for record in records_of(run):
         for each in await _events_of(record, at[here], prefix):
             at[here] = each.after
             view = _show(gateway, feed, each, prefix)
             if view is not None:
-                shown.append(event(str(view["op"]), view, token_of(region, at)))
+                shown.append(event(str(view["op"]), view, cursor.id_at(each.after)))
                 size += len(shown[-1])
             if len(shown) >= _EVENTS_AT_ONCE or size >= _CHUNK_BYTES:
                 yield b"".join(shown)
@@ -255,9 +279,9 @@ def _show(gateway: Gateway, feed: Feed, each: Event, prefix: str) -> dict[str, o
         if not key.startswith(prefix):
             return None
         schema = wire_schema_id(record.value)
-        if schema in (load_builtin()[PURGE].id, load_builtin()[TABLE_PURGE].id):
+        if schema in _PURGES:
             return None
-        if schema == load_builtin()[DELETE].id:
+        if schema == _DELETE:
             shown["op"] = "delete"
         elif record.value is not None:
             shown["value"] = gateway.definitions.from_avro(record.value)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+import aiohttp
 import pytest
 
 from streams.client import AsyncClient, Event, connect, connect_sync
@@ -57,7 +58,7 @@ async def edges(two_regions: TwoRegions, tmp_path_factory: pytest.TempPathFactor
     """Gateways whose topology names no URL of the other's: they know each other by their announcements alone."""
     bare = Topology(tuple(replace(each, gateway_url="", gateway_port=0) for each in two_regions.topology.regions))
     directory = tmp_path_factory.mktemp("gateways")
-    gateways = {name: GatewayProcess(directory, bare, name) for name in (HERE, THERE)}
+    gateways = {name: GatewayProcess(directory, bare, name, "--stall-s", "2") for name in (HERE, THERE)}
     try:
         for each in gateways.values():
             each.start()
@@ -86,7 +87,7 @@ class Writer:
     rng: random.Random
     written: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    async def write(self, rounds: int, pause_s: float = 0.0) -> None:
+    async def write(self, rounds: int, pause_s: float = 0.0, size: tuple[int, int] = (64, 400)) -> None:
         producer = EventProducer(self.bootstrap_servers)
         await producer.start()
         schema = load_builtin()["streams.Reading"]
@@ -95,7 +96,7 @@ class Writer:
                 name = f"device:{self.rng.randrange(7)}:telemetry"
                 value = encode(schema, {"metric": "t", "value": self._next(name), "time": 1_000})
                 await producer.put(DEVICE.events_topic, name.encode(), value, [("hlc", b"1")])
-                names = [f"device:{self.rng.randrange(7)}:telemetry" for _ in range(self.rng.randrange(64, 400))]
+                names = [f"device:{self.rng.randrange(7)}:telemetry" for _ in range(self.rng.randrange(*size))]
                 values = [self._next(each) for each in names]
                 columns = Columns(names, {"metric": ["t"] * len(names), "value": values, "time": [1_000] * len(names)})
                 frames = encode_frames(columns, schema, slice_partitions(DEVICE.partitions))
@@ -222,7 +223,45 @@ async def test_the_synchronous_twin_and_the_command_line(edges: Edges) -> None:
     output, _ = await asyncio.wait_for(tail.communicate(), 60)
     assert tail.returncode == 0
     rows = [json.loads(line) for line in output.splitlines()]
-    assert [(row["key"], row["token"]) for row in rows] == [(event.key, event.token) for event in found[:5]]
+    shown = [Event(position=Token.decode(row.pop("token")), **row) for row in rows]
+    assert len(shown) == 5
+    for number, events in by_partition(shown).items():
+        assert events == by_partition(found)[number][: len(events)]
+
+
+async def test_who_stops_reading_is_cut_off_and_goes_on_later(edges: Edges) -> None:
+    """20 MB of events: more than the sockets between the two hold."""
+    writer = Writer(edges.regions.bootstrap_servers(HERE), random.Random(3))
+    token = await position_of(edges, HERE)
+    await writer.write(7, size=(9_000, 10_000))
+    before = await metric(edges, 'streams_subscribers_dropped_total{reason="slow"}')
+    found: list[Event] = []
+    async with aclosing(edges.edge.subscribe_partition(f"iot:region:{HERE}", from_=token)) as events:
+        async for event in events:
+            found.append(event)
+            if len(found) == 10:
+                await eventually(lambda: cut_off(edges, before), 60)
+                await eventually(lambda: nothing_held(edges))
+            if len(found) == writer.count:
+                break
+    check(found, writer, HERE)
+
+
+async def cut_off(edges: Edges, before: float) -> bool:
+    held = await metric(edges, "streams_subscribers_held_bytes")
+    assert held < 8 << 20
+    return await metric(edges, 'streams_subscribers_dropped_total{reason="slow"}') > before
+
+
+async def nothing_held(edges: Edges) -> bool:
+    return await metric(edges, "streams_subscribers_held_bytes") == 0
+
+
+async def metric(edges: Edges, name: str) -> float:
+    """A metric of us-east's gateway, 0 when it is not there."""
+    async with aiohttp.ClientSession() as http, http.get(f"{edges.gateways[HERE].url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
 async def test_what_a_udf_puts_out_is_a_stream(edges: Edges) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streams.gateway.subscription import Place, place_of, puts_of, token_of
+from streams.gateway.subscription import Cursor, Place, place_of, puts_of, token_of
 from streams.kafka.partitioner import slice_partitions
 from streams.kafka.records import EventRecord
 from streams.model.errors import BadInput
@@ -45,6 +45,15 @@ def test_ids_of_records_are_what_they_were() -> None:
     assert token_of("us-east", {HERE: Place(8)}) == Token({SOURCE: 8}).encode()
     assert place_of(Token({SOURCE: 8}), SOURCE, 3) == Place(8)
     assert place_of(Token(), SOURCE, 3) == Place(3)
+
+
+def test_ids_of_a_moving_partition_are_tokens() -> None:
+    for count in (1, 2, 12):
+        at = {("events.score", number): Place(number, number % 3) for number in range(count)}
+        for moving in at:
+            cursor = Cursor('us"east', at, moving)
+            for place in (Place(0), Place(9), Place(9, 4)):
+                assert cursor.id_at(place) == token_of('us"east', {**at, moving: place})
 
 
 def test_ttls_and_malformed_frames() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 
 from streams.gateway.auth import Authority
@@ -187,7 +188,7 @@ class Source:
                 self.given += len(self.piece)
                 yield self.piece
                 if self.piece == IDLE:
-                    await asyncio.sleep(0.05 + 0)
+                    await asyncio.sleep(QUICK.idle_s)
         finally:
             self.closed += 1
 
@@ -201,17 +202,25 @@ async def endless(piece: bytes) -> AsyncIterator[Source]:
         yield source
 
 
+def served(port: int) -> bool:
+    """Whether this process has the server's end of the connection from a port."""
+    return any(each.raddr and each.raddr.port == port for each in psutil.Process().net_connections("tcp"))
+
+
 async def test_who_reads_nothing_is_disconnected_and_memory_does_not_grow(edge: TestGateway) -> None:
     async with endless(event("put", "x" * 60_000, "here")) as source:
         host, port = edge.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.transport.pause_reading()
         writer.write(b"GET /v1/keyspaces/device:subscribe HTTP/1.1\r\nHost: a\r\n\r\n")
+        own = writer.get_extra_info("sockname")[1]
+        assert served(own)
         await eventually(lambda: source.given > 0)
         await eventually(lambda: source.closed == 1, 20)
         assert edge.gateway.subscribers.count == 0 and source.given < 64 << 20
         metrics = await (await edge.http.get("/metrics")).text()
         assert 'streams_subscribers_dropped_total{reason="slow"} 1.0' in metrics
+        await eventually(lambda: not served(own))
         writer.transport.resume_reading()
         async with asyncio.timeout(20):
             while await reader.read(1 << 20):
