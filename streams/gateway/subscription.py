@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from streams.gateway.context import Gateway
 from streams.gateway.event_stream import IDLE, RETRY, event, mark
 from streams.kafka.admin import Admin
+from streams.kafka.errors import OffsetOutOfRange
 from streams.kafka.raw_fetch import FetchOptions, RawConsumer
 from streams.kafka.records import EventRecord, records_of
 from streams.kafka.run import Run
@@ -28,6 +29,7 @@ _EVENTS_AT_ONCE = 200
 _CHUNK_BYTES = 64 << 10
 _PURGES = (load_builtin()[PURGE].id, load_builtin()[TABLE_PURGE].id)
 _DELETE = load_builtin()[DELETE].id
+_GAP_FIX = "read the table, then subscribe from now or from=start"
 NOW, START = ("latest", "now"), ("start", "beginning", "earliest")
 
 
@@ -103,7 +105,7 @@ async def start_positions(
             raise Conflict(
                 f"events {place.offset} to {start - 1} of {topic}/{tp[1]} are no longer in the log",
                 field=field,
-                fix="read the table, then subscribe from now or from=start",
+                fix=_GAP_FIX,
             )
         if place.offset > end:
             raise BadInput(
@@ -191,7 +193,7 @@ async def follow(
         sent = token_of(region, at)
         yield RETRY + mark(sent)
         while True:
-            runs = await consumer.get_runs(limits.idle_s, _BYTES_AT_ONCE)
+            runs = await _next_runs(consumer, limits.idle_s, feed.topic)
             if not runs:
                 # Where it is now, if only events of other keys came: or a resumption would read them all again.
                 passed, sent = sent, token_of(region, at)
@@ -202,6 +204,13 @@ async def follow(
                         yield piece
     finally:
         await consumer.stop()
+
+
+async def _next_runs(consumer: RawConsumer, idle_s: float, topic: str) -> list[Run]:
+    try:
+        return await consumer.get_runs(idle_s, _BYTES_AT_ONCE)
+    except OffsetOutOfRange as error:
+        raise Conflict(f"events of {topic} were removed from the log before they were read", fix=_GAP_FIX) from error
 
 
 async def _pieces(
