@@ -2,7 +2,7 @@
 
 Every gateway writes an announcement (node, region, URL) to its region's compacted topic `gateways`, again every few
 seconds; the mirror carries the topics everywhere. Nothing sequences them: a node is the only writer of its key, and of
-a node's announcements the latest counts. An announcement that is not renewed expires.
+a node's announcements the last in the log counts. An announcement that is not renewed expires.
 """
 
 from __future__ import annotations
@@ -72,13 +72,11 @@ class Peers:
         self._regions.add(region)
 
     def hear(self, announcement: Announcement) -> None:
-        """Take an announcement in; an older one of the same node changes nothing."""
-        key = (announcement.region, announcement.node)
-        known = self._nodes.get(key)
-        if known is not None and known.time_ms > announcement.time_ms:
-            return
+        """Take an announcement in. Of a node's the last one heard counts, in the order of its log: its clock may have
+        been set back.
+        """
         self.know(announcement.region)
-        self._nodes[key] = announcement
+        self._nodes[announcement.region, announcement.node] = announcement
         oldest_ms = self._now_ms() - FORGET_MS
         for gone in [key for key, each in self._nodes.items() if each.time_ms < oldest_ms]:
             del self._nodes[gone]

@@ -35,8 +35,8 @@ class Announcement:
     longitude: float | None = None
 
     def is_live(self, now_ms: int) -> bool:
-        """Whether it still counts."""
-        return now_ms < self.time_ms + self.ttl_ms
+        """Whether it still counts; not when it is of a clock that is further ahead than announcements last."""
+        return self.time_ms - self.ttl_ms <= now_ms < self.time_ms + self.ttl_ms
 
     def to_json(self) -> dict[str, Any]:
         """The form in the topic."""

@@ -47,8 +47,9 @@ def test_announced_gateways_come_before_the_topologys_and_expired_ones_last() ->
     assert peers.urls("eu-west") == ["http://b:8102"] and peers.regions == ("us-east", "eu-west")
     peers.hear(heard("old", now_ms - TTL_MS))
     peers.hear(heard("one", now_ms - 5))
+    peers.hear(heard("two", now_ms + 10 * TTL_MS, url="http://of-a-wrong-clock:1"))
+    assert peers.urls("eu-west")[:2] == ["http://one:1", "http://b:8102"]
     peers.hear(heard("two", now_ms - 1))
-    peers.hear(heard("two", now_ms - 9, url="http://earlier:1"))
     assert peers.urls("eu-west") == ["http://two:1", "http://one:1", "http://b:8102", "http://old:1"]
     peers.forget("eu-west", "two")
     assert "http://two:1" not in peers.urls("eu-west")
