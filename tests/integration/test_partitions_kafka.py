@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from streams.client import AsyncClient, Event, connect, connect_sync
-from streams.gateway.subscription import Feed, follow, start_positions
+from streams.gateway.subscription import Feed, Place, feed_of, follow, start_positions
 from streams.kafka.admin import Admin, TopicSpec
 from streams.kafka.partitioner import slice_partitions
 from streams.kafka.producer import EventProducer
@@ -301,6 +301,14 @@ async def test_wrong_tokens_partitions_and_cut_logs_are_said(edges: Edges) -> No
         await admin.delete_records({(DEVICE.events_topic, number): 1 for number in range(2)})
     with pytest.raises(Conflict, match="no longer in the log"):
         await anext(edge.subscribe_partition(f"iot:region:{THERE}", from_=begin))
+    async with running_gateway(edges.gateways[HERE].data / "cut") as found:
+        # Removed after its position was found good, before it was read.
+        found.gateway.region = edges.regions.topology.region(THERE)
+        places = {(DEVICE.events_topic, number): Place(0) for number in range(2)}
+        async with aclosing(follow(found.gateway, feed_of(DEVICE, None), places, "")) as pieces:
+            await anext(pieces)
+            with pytest.raises(Conflict, match="removed from the log before they were read"):
+                await anext(pieces)
 
 
 async def test_a_region_that_is_down_is_said_before_the_stream_begins(edges: Edges) -> None:

@@ -327,6 +327,17 @@ async def test_refusals_are_passed_on_and_other_failures_are_unavailable(edge: T
         await proxied(edge, lambda _head, said=said: problem(said, "no"), check)  # type: ignore[misc]
 
 
+async def test_a_gateway_with_a_wrong_url_is_passed_over(edge: TestGateway) -> None:
+    first = event("put", {"n": 1}, "i1")
+    async with remote(lambda _head: HEAD + first) as good, remote(lambda _head: problem(421, "no")) as wrong:
+        now_ms = wall_ms()
+        edge.gateway.peers.hear(heard("good", now_ms - 1, url=good))
+        edge.gateway.peers.hear(heard("wrong", now_ms, url=wrong))
+        assert edge.gateway.peers.urls("eu-west")[:2] == [wrong, good]
+        async with edge.http.get("/v1/telemetry/iot:region:eu-west:subscribe") as got:
+            assert got.status == 200 and (await got.read()).startswith(first)
+
+
 async def test_scopes_hold_for_proxied_streams_too(edge: TestGateway, tmp_path: Path) -> None:
     tokens = [{"name": "s", "token": "s", "scopes": ["score:read"]}, {"name": "r", "token": "r", "scopes": ["*:read"]}]
     (tmp_path / "tokens.json").write_text(json.dumps({"tokens": tokens}))
