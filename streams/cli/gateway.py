@@ -28,6 +28,10 @@ def gateway(
     ] = None,
     node: Annotated[str | None, typer.Option(help="This gateway's name among all; default: gateway-REGION.")] = None,
     location: Annotated[str | None, typer.Option(help="LATITUDE,LONGITUDE of this gateway, in degrees.")] = None,
+    geoip: Annotated[
+        Path | None,
+        typer.Option(help="A database in MaxMind's format, for routing by IP address.", envvar="STREAMS_GEOIP"),
+    ] = None,
     subscribers_max: Annotated[int, typer.Option(help="How many event streams at once.", min=1, max=10_000)] = 256,
     stall_s: Annotated[
         float, typer.Option(help="A subscriber that reads nothing for so long is disconnected, seconds.", min=0.1)
@@ -63,6 +67,7 @@ def gateway(
         advertised_url,
         node,
         _location(location),
+        geoip,
     )
     raise typer.Exit(run_gateway(options))
 

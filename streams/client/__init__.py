@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streams.client.routing import RouteDecision, RouteNode
 from streams.client.session import AsyncClient
 from streams.client.sync import Client
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
@@ -16,6 +17,8 @@ __all__ = [
     "RankedRow",
     "Receipt",
     "Rejected",
+    "RouteDecision",
+    "RouteNode",
     "Row",
     "connect",
     "connect_sync",

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
+from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
@@ -264,6 +265,13 @@ class AsyncClient:
             except (Timeout, Unavailable):
                 if time.monotonic() >= deadline:
                     raise
+
+    async def route(self, location: object) -> RouteDecision:
+        """The nearest healthy gateway for a user, by estimated round trip, and fallbacks.
+
+        `location`: `(latitude, longitude)`, a mapping with `lat` and `lon`, or an IP address. BadInput, Unavailable.
+        """
+        return decision_of(await self._transport.json("GET", "/v1/route", location_query(location)))
 
     def subscribe(
         self,

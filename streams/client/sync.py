@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from streams.client.follow import GIVE_UP_S
+from streams.client.routing import RouteDecision
 from streams.client.session import AsyncClient
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
 from streams.model.token import Token
@@ -113,6 +114,10 @@ class Client:
     def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
         """See AsyncClient.wait_for."""
         self._run(self._edge.wait_for(token, timeout_s=timeout_s))
+
+    def route(self, location: object) -> RouteDecision:
+        """See AsyncClient.route."""
+        return self._run(self._edge.route(location))
 
     def subscribe(
         self,

@@ -17,6 +17,7 @@ from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
 from streams.gateway.routes_peers import PeerRoutes
+from streams.gateway.routes_route import RouteRoutes
 from streams.gateway.routes_streams import StreamRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
@@ -36,6 +37,7 @@ class GatewayApp:
             *LoadRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *PeerRoutes(gateway).operations(),
+            *RouteRoutes(gateway).operations(),
             *TableRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),

@@ -15,6 +15,7 @@ from streams.gateway.metrics import Metrics
 from streams.gateway.params import CONSISTENCY, MAX_STALENESS
 from streams.gateway.peers import Peers
 from streams.gateway.ports import Catalogue, EventLog, Tables
+from streams.gateway.probes import Probes
 from streams.gateway.subscribers import StreamOptions, Subscribers
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
@@ -22,6 +23,7 @@ from streams.model.keyspace import Keyspace
 from streams.model.merge import Merged
 from streams.model.token import Token
 from streams.model.topology import Region, Topology
+from streams.use_cases.routing.geoip import GeoIp
 
 _STALENESS_POLL_S = 0.01
 
@@ -71,11 +73,14 @@ class Gateway:
     idempotency: IdempotencyStore = field(init=False)
     subscribers: Subscribers = field(init=False)
     peers: Peers = field(init=False)
+    probes: Probes = field(init=False)
+    geoip: GeoIp | None = None
 
     def __post_init__(self) -> None:
         self.idempotency = IdempotencyStore(self.options.idempotency)
         self.subscribers = Subscribers(self.options.streams, self.metrics)
         self.peers = Peers(self.topology)
+        self.probes = Probes(self.peers, self.topology, self.region.name, lambda: self.unready())
 
     @property
     def body_limit_bytes(self) -> int:

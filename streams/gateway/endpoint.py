@@ -16,7 +16,7 @@ from streams.gateway.auth import Authority, authorize
 from streams.gateway.http import Call, Disconnected, Receive, Reply, Scope, Send, Stopwatch, send_reply
 from streams.gateway.idempotency import IdempotencyStore, fingerprint
 from streams.gateway.metrics import Metrics
-from streams.gateway.params import IDEMPOTENCY_KEY, IntParam, Param
+from streams.gateway.params import IDEMPOTENCY_KEY, AnyParam
 from streams.gateway.problem import InternalError, MethodNotAllowed, problem
 from streams.model.errors import BadInput, StreamsError, TooLarge, Unavailable, UnsupportedMedia
 
@@ -58,7 +58,7 @@ class Operation:
     handler: Handler
     summary: str
     action: str = "read"
-    params: Sequence[Param | IntParam] = ()
+    params: Sequence[AnyParam] = ()
     bodies: dict[str, dict[str, object]] = field(default_factory=dict)
     answers: dict[int, str] = field(default_factory=dict)
     answer_type: str = "application/json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from streams.gateway.http import Call
@@ -82,6 +83,45 @@ class IntParam:
             "schema": schema,
         }
 
+
+@dataclass(frozen=True, slots=True)
+class FloatParam:
+    """A number in the query within [low, high]; out of range, infinite or NaN is BadInput."""
+
+    name: str
+    description: str
+    low: float
+    high: float
+
+    def read(self, call: Call) -> float | None:
+        """The number; None when absent; BadInput names the parameter and the allowed range."""
+        text = call.query.get(self.name)
+        if text is None:
+            return None
+        try:
+            value = float(text) if len(text) <= 40 else math.nan
+        except ValueError:
+            value = math.nan
+        if not self.low <= value <= self.high:  # NaN is in no range
+            raise BadInput(
+                f"{text[:40]!r} is not a number from {self.low:g} to {self.high:g}",
+                field=self.name,
+                fix=f"give {self.name} between {self.low:g} and {self.high:g}",
+            )
+        return value
+
+    def to_openapi(self) -> dict[str, object]:
+        """The parameter object of OpenAPI 3.1."""
+        return {
+            "name": self.name,
+            "in": "query",
+            "description": self.description,
+            "required": False,
+            "schema": {"type": "number", "minimum": self.low, "maximum": self.high},
+        }
+
+
+AnyParam = Param | IntParam | FloatParam
 
 STRING: dict[str, object] = {"type": "string"}
 KEY_PATH = Param("key", "path", "A key, keyspace:rest, percent-encoded; any characters", STRING)

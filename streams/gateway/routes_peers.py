@@ -19,8 +19,11 @@ class PeerRoutes:
         return [Operation("GET", "/v1/gateways", self.list_gateways, summary, tag="system")]
 
     async def list_gateways(self, call: Call) -> Reply:
-        """`live` is false once an announcement was not renewed in time. `announced_at`: epoch milliseconds."""
+        """`live` is false once an announcement was not renewed in time. `announced_at`: epoch milliseconds. `healthy`,
+        `rtt_ms`: by this gateway's probes.
+        """
         peers = self._gateway.peers
+        seen = {(node.region, node.name): node for node in await self._gateway.probes.nodes()}
         rows = [
             {
                 "node": each.node,
@@ -30,6 +33,8 @@ class PeerRoutes:
                 "longitude": each.longitude,
                 "announced_at": each.time_ms,
                 "live": peers.is_live(each),
+                "healthy": seen[each.region, each.node].healthy,
+                "rtt_ms": seen[each.region, each.node].rtt_ms,
             }
             for each in peers.announcements
         ]

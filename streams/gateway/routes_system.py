@@ -46,7 +46,7 @@ class SystemRoutes:
         reason = "the gateway is stopping" if self._gateway.closing.is_set() else await self._gateway.unready()
         if reason is not None:
             raise Unavailable(reason, fix="wait; see `streams status` and `streams logs`")
-        return reply({"status": "ready", "region": self._gateway.region.name})
+        return reply({"status": "ready", "region": self._gateway.region.name, "load": self._gateway.probes.load()})
 
     async def metrics(self, call: Call) -> Reply:
         """The exposition format."""

@@ -22,8 +22,8 @@ from streams.gateway.params import (
     PREFIX,
     TABLE,
     TOP_N,
+    AnyParam,
     IntParam,
-    Param,
 )
 from streams.gateway.routes_kv import point_read
 from streams.model.errors import BadInput, NotFound
@@ -64,7 +64,7 @@ class TableRoutes:
         ]
 
     @staticmethod
-    def _read(path: str, handler: Handler, summary: str, params: Sequence[Param | IntParam]) -> Operation:
+    def _read(path: str, handler: Handler, summary: str, params: Sequence[AnyParam]) -> Operation:
         return Operation("GET", path, handler, summary, "read", params, answers=_UNKNOWN)
 
     async def list_tables(self, call: Call) -> Reply:

@@ -34,9 +34,11 @@ from streams.model.errors import NotFound, StreamsError
 from streams.model.fold_table import fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.peer import Announcement, check_location, check_node, check_url
+from streams.model.place import Place
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
 from streams.serde import purge_value
+from streams.use_cases.routing.geoip import GeoIp
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class ServerOptions:
     """One gateway process. `port` 0: the topology's. `tokens`: who may do what; a missing file leaves all open.
 
     `advertised_url`: where other gateways reach this one, `node`: its name among them; both default by the topology.
-    `location`: latitude and longitude in degrees.
+    `location`: latitude and longitude in degrees; default: where regions of this name usually are. `geoip`: a database
+    in MaxMind's format.
     """
 
     region: str
@@ -66,6 +69,7 @@ class ServerOptions:
     advertised_url: str | None = None
     node: str | None = None
     location: tuple[float, float] | None = None
+    geoip: Path | None = None
 
 
 class GatewayServer:
@@ -101,10 +105,14 @@ class GatewayServer:
             create_topics=self._create_topics,
         )
         self.gateway.started = False
+        self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
         own = announcement_of(options, region)
+        self.gateway.probes.node = own.node
+        if own.latitude is not None and own.longitude is not None:
+            self.gateway.probes.place = Place(own.latitude, own.longitude)
         self.announcer = Announcer(region.bootstrap_servers, self.producer, self.gateway.peers, own)
         self._background: set[asyncio.Task[None]] = set()
         self._starting = "the gateway is starting"
@@ -133,6 +141,7 @@ class GatewayServer:
         await self._until("topics", lambda: ensure_keyspace_topics(self._admin, BUILTIN))
         await self._until("the producer", self.producer.start)
         self._spawn(self.announcer.run(), "announcements")
+        self._spawn(self.gateway.probes.run(), "probes")
         await self._until("definitions", self.definitions.start)
         await self._until("topics", lambda: ensure_keyspace_topics(self._admin, self.definitions.keyspaces.values()))
         self._follow_definitions()

@@ -1,0 +1,1 @@
+"""The use cases: their schemas, UDFs and queries over the platform."""
