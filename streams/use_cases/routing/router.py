@@ -16,6 +16,9 @@ MS_PER_KM = 1.5 * 2 / 200.0
 EQUAL_MS = 1.0
 """Estimates this close are equal: users of different places are then spread over the nodes, each staying with one."""
 
+DELAY_FREE_MS = 10.0
+"""An event loop that makes work wait less than this is not busy: it is noise, and sends nobody elsewhere."""
+
 FALLBACKS_MAX = 5
 
 
@@ -79,15 +82,16 @@ def estimate_ms(user: Place | None, here: Place | None, node: Node) -> float | N
     takes: a node behind a slow link, or one that is busy, counts as farther. A measurement never brings a node nearer:
     it was made from here, not from the user. Without the user's or the node's place: by way of here, as measured.
     """
+    busy_ms = max(0.0, node.delay_ms - DELAY_FREE_MS)
     if user is not None and node.place is not None:
         excess_ms = 0.0
         if here is not None and node.rtt_ms is not None:
             excess_ms = max(0.0, node.rtt_ms - rtt_by_distance_ms(here.distance_km(node.place)))
-        return rtt_by_distance_ms(user.distance_km(node.place)) + excess_ms + node.delay_ms
+        return rtt_by_distance_ms(user.distance_km(node.place)) + excess_ms + busy_ms
     if node.rtt_ms is None:
         return None
     to_here_ms = rtt_by_distance_ms(user.distance_km(here)) if user is not None and here is not None else 0.0
-    return to_here_ms + node.rtt_ms + node.delay_ms
+    return to_here_ms + node.rtt_ms + busy_ms
 
 
 def choose(user: Place | None, here: Place | None, nodes: Iterable[Node]) -> Decision:
