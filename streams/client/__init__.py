@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streams.client.session import AsyncClient
 from streams.client.sync import Client
+from streams.client.telemetry import TelemetryWindow, TelemetryWindows
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.token import Token
 
@@ -17,6 +18,8 @@ __all__ = [
     "Receipt",
     "Rejected",
     "Row",
+    "TelemetryWindow",
+    "TelemetryWindows",
     "connect",
     "connect_sync",
 ]

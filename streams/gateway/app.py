@@ -19,6 +19,7 @@ from streams.gateway.routes_loads import LoadRoutes
 from streams.gateway.routes_streams import StreamRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
+from streams.gateway.routes_telemetry import TelemetryRoutes
 from streams.model.errors import NotFound
 
 
@@ -35,6 +36,7 @@ class GatewayApp:
             *LoadRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *TableRoutes(gateway).operations(),
+            *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]

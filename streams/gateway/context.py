@@ -20,6 +20,7 @@ from streams.model.keyspace import Keyspace
 from streams.model.merge import Merged
 from streams.model.token import Token
 from streams.model.topology import Region, Topology
+from streams.use_cases.telemetry import TelemetryService
 
 _STALENESS_POLL_S = 0.01
 
@@ -66,6 +67,7 @@ class Gateway:
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    telemetry: TelemetryService = field(default_factory=TelemetryService)
     idempotency: IdempotencyStore = field(init=False)
 
     def __post_init__(self) -> None:
