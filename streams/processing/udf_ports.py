@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +164,13 @@ def builtin_fold(table: FoldTable, modules: ModuleCache) -> FoldHost:
     check_manifest(table, manifest)
     options = FoldOptions(manifest.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(manifest.outputs))
     return FoldHost(builtin_module(name), modules, options)
+
+
+def check_tables(tables: Iterable[FoldTable]) -> None:
+    """As `check_manifest`, for every table that names its UDF."""
+    for table in tables:
+        if table.udf:
+            check_manifest(table, builtin_manifest(table.udf))
 
 
 def check_manifest(table: FoldTable, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from streams.processing.ports import TaskPorts
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
-from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold
+from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables
 from streams.processing.watchdog import LagWatchdog, Verdict
 from streams.wasm.engine import ModuleCache
 
@@ -179,6 +179,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, self._stop.set)
+        check_tables(self._catalog.tables())
         await wait_for_broker(self.options.bootstrap_servers, _BROKER_WAIT_S)
         await self._admin.start()
         metrics: MetricsServer | None = None

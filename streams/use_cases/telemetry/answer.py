@@ -26,10 +26,12 @@ _NEVER_MS = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
-    """`rows_max`: ten-second segments that a query may read. `windows_max`: windows in an answer. `pane_bytes_max`:
-    what merged panes may take. `idle_ms`: after how long without readings a device counts as quiet."""
+    """`rows_max`, `bytes_max`: ten-second segments that a query may read, and their bytes. `windows_max`: windows in an
+    answer. `pane_bytes_max`: what merged panes may take. `idle_ms`: after how long without readings a device counts as
+    quiet."""
 
     rows_max: int = 1_000_000
+    bytes_max: int = 512 << 20
     windows_max: int = 100_000
     pane_bytes_max: int = 256 << 20
     idle_ms: int = 10_000
@@ -37,7 +39,7 @@ class AnswerLimits:
 
 def answer(view: OriginView, query: WindowQuery, limits: AnswerLimits) -> bytes:
     """The JSON of a query's answer. Blocking, seconds at worst. BadInput names the parameter that asks for too much."""
-    reader = Reader(view, query, limits.rows_max)
+    reader = Reader(view, query, limits.rows_max, limits.bytes_max)
     found = _windows(reader, query, limits)
     states = reader.states()
     body = orjson.dumps(_summary(states))[1:]

@@ -42,15 +42,17 @@ class Names:
 class Reader:
     """One walk through a view, in one thread. `series` are named (device, metric), or (b"", metric) of a region.
 
-    `rows_max` bounds the segments that may be read: BadInput names what to narrow.
+    `rows_max`, `bytes_max` bound the segments that may be read: BadInput names what to narrow.
     """
 
     view: OriginView
     query: WindowQuery
     rows_max: int
+    bytes_max: int
     series: Names = field(default_factory=Names)
     devices: Names = field(default_factory=Names)
     rows: int = 0
+    bytes: int = 0
     _states: list[bytes] = field(default_factory=list)
     _state_devices: list[int] = field(default_factory=list)
     _held: list[bytes] = field(default_factory=list)
@@ -115,9 +117,11 @@ class Reader:
         number = self.series.number(device, metric)
         while taken := cursor.take(end, _STEP_ROWS, self._held):
             self._held_series += [number] * taken
-            self._held_bytes += sum(map(len, self._held[-taken:]))
+            size = sum(map(len, self._held[-taken:]))
+            self._held_bytes += size
             self.rows += taken
-            if self.rows > self.rows_max:
+            self.bytes += size
+            if self.rows > self.rows_max or self.bytes > self.bytes_max:
                 raise self._too_much()
             if len(self._held) >= BATCH_ROWS or self._held_bytes >= BATCH_BYTES:
                 yield
@@ -127,7 +131,7 @@ class Reader:
     def _too_much(self) -> BadInput:
         name = "gap" if self.query.gap_s is not None else "from"
         return BadInput(
-            f"more than {self.rows_max:,} stretches of ten seconds would have to be read",
+            f"more than {self.rows_max:,} stretches of ten seconds ({self.bytes_max >> 20} MiB) would have to be read",
             field=name,
             fix="name a device or a metric, use by=region, or, for windows that are no sessions, narrow from and to",
         )
