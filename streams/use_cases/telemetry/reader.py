@@ -52,7 +52,7 @@ class Reader:
     series: Names = field(default_factory=Names)
     devices: Names = field(default_factory=Names)
     rows: int = 0
-    bytes: int = 0
+    read_bytes: int = 0
     _states: list[bytes] = field(default_factory=list)
     _state_devices: list[int] = field(default_factory=list)
     _held: list[bytes] = field(default_factory=list)
@@ -120,8 +120,8 @@ class Reader:
             size = sum(map(len, self._held[-taken:]))
             self._held_bytes += size
             self.rows += taken
-            self.bytes += size
-            if self.rows > self.rows_max or self.bytes > self.bytes_max:
+            self.read_bytes += size
+            if self.rows > self.rows_max or self.read_bytes > self.bytes_max:
                 raise self._too_much()
             if len(self._held) >= BATCH_ROWS or self._held_bytes >= BATCH_BYTES:
                 yield
