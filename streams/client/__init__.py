@@ -5,6 +5,7 @@ from __future__ import annotations
 from streams.client.routing import RouteDecision, RouteNode
 from streams.client.session import AsyncClient
 from streams.client.sync import Client
+from streams.client.telemetry import TelemetryWindow, TelemetryWindows
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.token import Token
 
@@ -20,6 +21,8 @@ __all__ = [
     "RouteDecision",
     "RouteNode",
     "Row",
+    "TelemetryWindow",
+    "TelemetryWindows",
     "connect",
     "connect_sync",
 ]

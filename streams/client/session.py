@@ -13,6 +13,7 @@ from urllib.parse import quote
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.routing import RouteDecision, decision_of, location_query
+from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
@@ -235,6 +236,29 @@ class AsyncClient:
         """The table's digest."""
         query = {} if as_of_ms is None else {"as_of": str(as_of_ms)}
         return Digest(**await self._transport.json("GET", _path("/v1/tables/", table) + ":digest", query))
+
+    async def aggregate_telemetry(
+        self,
+        partition: str,
+        window: float | str | None = None,
+        by: str = "device",
+        *,
+        start: Time | None = None,
+        end: Time | None = None,
+        hop: float | str | None = None,
+        gap: float | str | None = None,
+        device: str | None = None,
+        metric: str | None = None,
+    ) -> TelemetryWindows:
+        """Windows over the readings of a partition such as `iot:region:us-east`, this session's own puts included.
+
+        `window`, `hop`, `gap`: whole seconds, or as `5m`; tumbling windows of 60 s by default, sessions with `gap`.
+        `by`: device or region. Windows that overlap [start, end), whole. NotFound names the partitions that there are;
+        BadInput a parameter that is wrong or makes more than 100,000 windows.
+        """
+        others = {"hop": hop, "gap": gap, "device": device, "metric": metric}
+        path, query = aggregate_request(partition, window, by, start, end, others)
+        return aggregate_answer(await self._transport.json("GET", path, query))
 
     async def tables(self) -> list[dict[str, Any]]:
         """All tables with their settings."""

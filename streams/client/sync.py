@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from streams.client.follow import GIVE_UP_S
 from streams.client.routing import RouteDecision
 from streams.client.session import AsyncClient
+from streams.client.telemetry import TelemetryWindows, Time
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
 from streams.model.token import Token
 
@@ -98,6 +99,26 @@ class Client:
     def digest(self, table: str, *, as_of_ms: int | None = None) -> Digest:
         """See AsyncClient.digest."""
         return self._run(self._edge.digest(table, as_of_ms=as_of_ms))
+
+    def aggregate_telemetry(
+        self,
+        partition: str,
+        window: float | str | None = None,
+        by: str = "device",
+        *,
+        start: Time | None = None,
+        end: Time | None = None,
+        hop: float | str | None = None,
+        gap: float | str | None = None,
+        device: str | None = None,
+        metric: str | None = None,
+    ) -> TelemetryWindows:
+        """See AsyncClient.aggregate_telemetry."""
+        return self._run(
+            self._edge.aggregate_telemetry(
+                partition, window, by, start=start, end=end, hop=hop, gap=gap, device=device, metric=metric
+            )
+        )
 
     def tables(self) -> list[dict[str, Any]]:
         """See AsyncClient.tables."""

@@ -20,6 +20,7 @@ from streams.model.clock import NEVER_MS, wall_ms
 from streams.model.errors import BadInput, TooManyRequests
 from streams.model.marker import Marker
 from streams.model.merge import Merged, Replica
+from streams.state.cursor import TableCursor
 from streams.state.partition import TablePartition
 
 _CHUNK = 200
@@ -42,6 +43,20 @@ class ScanPage:
 
     rows: list[tuple[bytes, Merged]]
     cursor: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class OriginView:
+    """What one origin has written to a table, unmerged, at one moment: a cursor for each of its partitions.
+
+    `passed_ms`: everything accepted in the origin before it is in; 0 while a partition was never heard from. `now_ms`:
+    the clock that expiry is judged by. The cursors may be used in another thread, one at a time; drop them soon.
+    """
+
+    origin: str
+    cursors: tuple[TableCursor, ...]
+    passed_ms: int
+    now_ms: int
 
 
 class EdgeTable:
@@ -134,6 +149,17 @@ class EdgeTable:
                 if row is not None:
                     rows[replica] = row
         return [merge_encoded(rows, now_ms) if rows else None for rows in found]
+
+    def view_of(self, origin: str) -> OriginView:
+        """The rows of one origin's replicas as they are now. Taken in a step of the event loop, as publishes are, so it
+        holds whole commits, and all that the positions applied now say."""
+        now_ms = self._clock()
+        served = [self._replicas.get((origin, number)) for number in range(self.spec.partitions)]
+        found = [each for each in served if each is not None]
+        markers = [each.marker() for each in found]
+        times = [marker.time_ms for marker in markers if marker is not None]
+        passed_ms = min(times) if len(times) == self.spec.partitions else 0
+        return OriginView(origin, tuple(each.cursor() for each in found), min(now_ms, passed_ms), now_ms)
 
     def scan(self, prefix: bytes = b"", limit: int = 100, after: bytes | None = None) -> ScanPage:
         """Up to `limit` live rows whose key starts with `prefix`, in key order, after key `after`.

@@ -20,7 +20,8 @@ class TableSpec:
     """A table as the edge sees it.
 
     `inputs`: the events topics whose positions its markers carry. `partitions`: as many as its input has.
-    `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables).
+    `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables). `apart`: equal
+    keys in several replicas are different rows, each read and purged alone, not parts of one value.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TableSpec:
     partitions: int
     inputs: tuple[str, ...]
     purge: bool = True
+    apart: bool = False
 
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
@@ -39,7 +41,8 @@ class TableSpec:
     def folded(cls, table: FoldTable) -> TableSpec:
         """A table that is folded from a keyspace's events."""
         keyspace = table.keyspace
-        return cls(table.name, keyspace.name, table.merge, table.partitions, (keyspace.events_topic,))
+        apart = table.merge is MergeType.OPAQUE and not table.is_own
+        return cls(table.name, keyspace.name, table.merge, table.partitions, (keyspace.events_topic,), apart=apart)
 
     def topic(self, origin: str, region: str) -> str:
         """The changelog of rows written in `origin`, as it is called in `region`."""

@@ -184,16 +184,14 @@ class Purger:
         mine = [replica for replica in rows if replica[0] == region]
         if not mine or not table.spec.purge:
             return 0
+        if table.spec.apart:
+            return await self._examine_apart(table, key, {replica: rows[replica] for replica in mine}, now_ms)
         passed_ms = now_ms - self._tables.staleness_ms(table.spec.name)
         emitted = 0
         for replica in mine:
             others = {other: row for other, row in rows.items() if other != replica}
             purge = decide(table.spec.merge, rows[replica], others, passed_ms, self._options)
-            if purge is not None:
-                if table.spec.name != table.spec.keyspace:
-                    purge = replace(purge, table=table.spec.name)
-                await self._emit(table.spec.keyspace, replica[1], key, purge)
-                emitted += 1
+            emitted += await self._send(table, replica, key, purge)
         merged = merge_rows(rows, now_ms)
         deleted = deleted_at(rows.values()) > 0
         if merged is None or deleted or merged.expires_ms != NEVER_MS:
@@ -202,6 +200,29 @@ class Purger:
                 later = max(later, min(merged.expires_ms, NEVER_MS - 1))
             self._remember(later, table.spec.name, key)
         return emitted
+
+    async def _examine_apart(self, table: EdgeTable, key: bytes, mine: Mapping[Replica, Row], now_ms: int) -> int:
+        """Each row by itself: what other replicas hold under this key are other rows, which need not have passed."""
+        markers = table.markers()
+        emitted = 0
+        for replica, row in mine.items():
+            marker = markers[replica]
+            passed_ms = 0 if marker is None else min(now_ms, marker.time_ms)
+            purge = decide(table.spec.merge, row, {}, passed_ms, self._options)
+            emitted += await self._send(table, replica, key, purge)
+        due_ms = min((cell.expires_ms for row in mine.values() for cell in row.cells), default=now_ms)
+        if due_ms != NEVER_MS:
+            self._remember(max(due_ms, now_ms + self._options.retry_ms), table.spec.name, key)
+        return emitted
+
+    async def _send(self, table: EdgeTable, replica: Replica, key: bytes, purge: Purge | None) -> int:
+        """Emit a purge of one replica's row to that replica's own partition; how many that makes."""
+        if purge is None:
+            return 0
+        if table.spec.name != table.spec.keyspace:
+            purge = replace(purge, table=table.spec.name)
+        await self._emit(table.spec.keyspace, replica[1], key, purge)
+        return 1
 
 
 def _due_ms(row: bytes) -> int | None:

@@ -21,6 +21,7 @@ from streams.gateway.routes_route import RouteRoutes
 from streams.gateway.routes_streams import StreamRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
+from streams.gateway.routes_telemetry import TelemetryRoutes
 from streams.model.errors import NotFound
 
 
@@ -39,6 +40,7 @@ class GatewayApp:
             *PeerRoutes(gateway).operations(),
             *RouteRoutes(gateway).operations(),
             *TableRoutes(gateway).operations(),
+            *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]

@@ -24,6 +24,7 @@ from streams.model.merge import Merged
 from streams.model.token import Token
 from streams.model.topology import Region, Topology
 from streams.use_cases.routing.geoip import GeoIp
+from streams.use_cases.telemetry import TelemetryService
 
 _STALENESS_POLL_S = 0.01
 
@@ -70,6 +71,7 @@ class Gateway:
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    telemetry: TelemetryService = field(default_factory=TelemetryService)
     idempotency: IdempotencyStore = field(init=False)
     subscribers: Subscribers = field(init=False)
     peers: Peers = field(init=False)

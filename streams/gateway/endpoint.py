@@ -49,8 +49,8 @@ class Operation:
     """One method of one path: what is served and what is documented, in one place.
 
     `action`: `open` (no token needed), `read`, `write` or `admin`. `bodies`: JSON Schema by media type. `answers`:
-    description by status, of what is particular to this operation. `notes`: what else to document. PUT and POST honour
-    `Idempotency-Key`.
+    description by status, of what is particular to this operation; `answer`: JSON Schema of a good one. `notes`:
+    what else to document. PUT and POST honour `Idempotency-Key`.
     """
 
     method: str
@@ -62,6 +62,7 @@ class Operation:
     bodies: dict[str, dict[str, object]] = field(default_factory=dict)
     answers: dict[int, str] = field(default_factory=dict)
     answer_type: str = "application/json"
+    answer: dict[str, object] = field(default_factory=dict)
     tag: str = "tables"
     notes: str = ""
 

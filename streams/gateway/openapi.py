@@ -64,7 +64,10 @@ def _describe(operation: Operation) -> dict[str, object]:
         "tags": [operation.tag],
         "parameters": described_params(operation),
         "responses": {
-            "200": {"description": "OK", "content": {operation.answer_type: {}}},
+            "200": {
+                "description": "OK",
+                "content": {operation.answer_type: {"schema": operation.answer} if operation.answer else {}},
+            },
             **{str(status): {**_PROBLEM, "description": text} for status, text in operation.answers.items()},
             "default": _PROBLEM,
         },

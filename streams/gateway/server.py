@@ -47,6 +47,8 @@ _RETRY_S = 0.5
 _PROBE_S = 2.0
 _PROBE_EVERY_S = 1.0
 _RECORD_MARGIN_BYTES = 64 << 10
+_BEGUN_MS = 20 * 365 * 86_400_000
+"""Older than any commit: the age of a table that has none counts from 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +200,12 @@ class GatewayServer:
             return self._starting
         own = self.gateway.region.name
         limit_ms = self._options.limits.ready_staleness_ms
-        for keyspace in BUILTIN:
-            age_ms = self.tables.staleness(keyspace.name).by_origin[own]
-            if age_ms > limit_ms:
-                return f"the worker's last commit of table {keyspace.name} is {age_ms} ms old"
+        for table in fold_tables(BUILTIN):
+            age_ms = self.tables.staleness(table.name).by_origin[own]
+            # A further table that is behind is no reason to send all other readers away: its readers see how old it
+            # is. But it must have begun: without any commit, empty answers would look like answers.
+            if age_ms > (limit_ms if table.is_own else _BEGUN_MS):
+                return f"the worker's last commit of table {table.name} is {age_ms} ms old"
         return await self._probe()
 
     async def _probe(self) -> str | None:
@@ -231,6 +235,7 @@ class GatewayServer:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.gateway.telemetry.close()
         for part in (self.tail.stop, self.producer.stop, self.definitions.stop, self._admin.stop, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from streams.model.errors import BadInput
+from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
 from streams.processing.catalog import KeyspaceRules, RulesCache
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
 from streams.processing.shared_input import SharedRun
 from streams.serde import TABLE_PURGE, AvroSchema, decode_body, load_builtin, project, wire_schema_id
 from streams.wasm.batch import OP_PURGE, OP_PUT, Batch, Event, build, starts_of
+from streams.wasm.builtin import builtin_for_merge, builtin_manifest, builtin_module
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
-from streams.wasm.fold_host import FoldHost, Reject
+from streams.wasm.fold_host import FoldHost, FoldOptions, Reject
+from streams.wasm.manifest import Manifest
 
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
 
 DECODER_BUDGET_BYTES = 128 << 20
+FOLD_CACHE_BYTES = 64 << 20
 
 
 class DecoderPool:
@@ -150,6 +153,41 @@ def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Ev
         return event
     value = project(event.value, writer, reader)
     return replace(event, value=value)
+
+
+def builtin_fold(table: FoldTable, modules: ModuleCache) -> FoldHost:
+    """The fold of one partition of a table, under its manifest's limits. Conflict when the manifest and the table do
+    not agree: rows would merge wrongly, or records go to the wrong topic.
+    """
+    name = table.udf or builtin_for_merge(table.merge.label)
+    manifest = builtin_manifest(name)
+    check_manifest(table, manifest)
+    options = FoldOptions(manifest.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(manifest.outputs))
+    return FoldHost(builtin_module(name), modules, options)
+
+
+def check_tables(tables: Iterable[FoldTable]) -> None:
+    """As `check_manifest`, for every table that names its UDF."""
+    for table in tables:
+        if table.udf:
+            check_manifest(table, builtin_manifest(table.udf))
+
+
+def check_manifest(table: FoldTable, manifest: Manifest) -> None:
+    """Conflict when a UDF's manifest names other outputs than the table, or does not make rows of its merge type."""
+    if manifest.outputs != table.outputs:
+        raise Conflict(
+            f"udf.toml of {manifest.name} puts out to {', '.join(manifest.outputs) or 'no topic'}, "
+            f"table {table.name} to {', '.join(table.outputs) or 'no topic'}",
+            field="outputs",
+            fix="name the same topics in the same order in udf.toml and in model/fold_table.py",
+        )
+    if table.merge not in manifest.merges:
+        raise Conflict(
+            f"{manifest.name} does not make {table.merge.label} rows, which table {table.name} has",
+            field="merge",
+            fix="give the merge type of udf.toml",
+        )
 
 
 class UdfFold:

@@ -33,11 +33,9 @@ from streams.processing.ports import TaskPorts
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
-from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold
+from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables
 from streams.processing.watchdog import LagWatchdog, Verdict
-from streams.wasm.builtin import builtin_for_merge, builtin_module
-from streams.wasm.engine import Limits, ModuleCache
-from streams.wasm.fold_host import FoldHost, FoldOptions
+from streams.wasm.engine import ModuleCache
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +80,7 @@ class PartitionFactory:
         """A new task for a table and an input partition."""
         options, keyspace = self.options, table.keyspace
         changelog = TP(table.topic, tp.partition)
-        wasm = builtin_module(table.udf or builtin_for_merge(table.merge.label))
-        limits = FoldOptions(Limits(), cache_bytes=64 << 20, merge=int(table.merge), outputs=len(table.outputs))
-        fold = FoldHost(wasm, self.modules, limits)
+        fold = builtin_fold(table, self.modules)
         identity = TaskIdentity(
             table.name,
             tp.partition,
@@ -183,6 +179,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, self._stop.set)
+        check_tables(self._catalog.tables())
         await wait_for_broker(self.options.bootstrap_servers, _BROKER_WAIT_S)
         await self._admin.start()
         metrics: MetricsServer | None = None

@@ -19,6 +19,9 @@ ADD_MAX = 2**53
 METRIC_BYTES_MAX = 256
 TIME_MS_MAX = 253_402_300_799_999
 """The end of the year 9999."""
+AHEAD_MS_MAX = 86_400_000
+"""How far a reading's time may be ahead of its acceptance. As much as the grace of late readings (GRACE_MS of
+wasm_udfs/telemetry): so a clock that is fast never makes the same device's timely readings late."""
 
 _ADD_FIX = f'send {{"add": n}} with a whole number of at most {ADD_MAX} either way'
 
@@ -110,15 +113,22 @@ def _reading(body: Any, now_ms: int | None) -> dict[str, Any]:
     for name in ("metric", "value"):
         if name not in body:
             raise BadInput("the field is missing", field=name, fix=fix)
+    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     metric = body["metric"]
     if type(metric) is not str or not metric or len(metric.encode()) > METRIC_BYTES_MAX:
         raise BadInput(f"{describe(metric)} is not a metric", field="metric", fix="give 1 to 256 bytes of text")
     if body.get("time") is None:
-        time_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        time_ms = now_ms
     else:
         time_ms = timestamp(body["time"], "time", 1_000)
         if not 0 <= time_ms <= TIME_MS_MAX:
             raise BadInput(f"{time_ms} ms is out of range", field="time", fix="give a time from 1970 to 9999")
+        if time_ms > now_ms + AHEAD_MS_MAX:
+            raise BadInput(
+                f"{time_ms} ms is {(time_ms - now_ms) / 3_600_000:.1f} hours ahead of the clock here",
+                field="time",
+                fix="give epoch milliseconds or ISO 8601, at most 24 hours ahead; check the device's clock",
+            )
     return {"metric": metric, "value": _finite(body["value"], fix), "time": time_ms}
 
 

@@ -18,6 +18,7 @@ import rocksdict
 from streams.model.errors import BadInput
 from streams.model.marker import MARKER_KEY, Marker
 from streams.model.row import seq_of
+from streams.state.cursor import TableCursor
 from streams.state.errors import StoreCorrupt, translate
 from streams.state.options import StoreOptions, rocksdb_options
 
@@ -114,6 +115,10 @@ class TablePartition:
         Drop the iterator before closing the partition: it keeps the directory locked, and old files on disk.
         """
         return _iterate(self._db, prefix, after)
+
+    def cursor(self) -> TableCursor:
+        """A cursor over the rows as they are now, for reading in another thread. Make it where units are applied."""
+        return TableCursor(self._db, self.path)
 
     def apply(self, rows: Rows, marker: Marker | None, changelog_offset: int, *, guard_seq: bool = False) -> int:
         """Write a unit: rows (None removes), its marker and the changelog position after it, all or nothing.

@@ -18,7 +18,7 @@ from streams.model.keyspace import Keyspace
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
 from streams.serde import PREFIX_BYTES, AvroSchema, decode_body, to_avro
 from streams.serde.frame_columns import Array, Columns, Raw
-from streams.serde.puts import ADD_MAX, METRIC_BYTES_MAX, TIME_MS_MAX
+from streams.serde.puts import ADD_MAX, AHEAD_MS_MAX, METRIC_BYTES_MAX, TIME_MS_MAX
 from streams.tabular.rows import Rows, flat, items_of
 
 REASON_CHARACTERS = 300
@@ -181,7 +181,7 @@ class _Values:
     def _typed(self, name: str, kind: str) -> tuple[Any, Array]:
         if self._keyspace.schema == "streams.Reading" and name == "time":
             found, right = self._rows.times_ms(name, self._now_ms)
-            return found, right & (found >= 0) & (found <= TIME_MS_MAX)
+            return found, right & (found >= 0) & (found <= min(TIME_MS_MAX, self._now_ms + AHEAD_MS_MAX))
         if kind == "long":
             found, right = self._rows.longs(name)
             if self._keyspace.schema == "streams.CounterAdd":

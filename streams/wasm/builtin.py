@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from streams.model.errors import NotFound
+from streams.wasm.manifest import Manifest, parse_manifest
 
 _PATHS = {
     "counter": ("counter", "counter.wasm"),
@@ -19,9 +20,18 @@ _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}
 
 def builtin_module(name: str) -> bytes:
     """The bytes of a built-in module. NotFound for another name."""
+    return files("wasm_udfs").joinpath(*_path(name)).read_bytes()
+
+
+def builtin_manifest(name: str) -> Manifest:
+    """The udf.toml that a built-in module was built with. NotFound for another name."""
+    return parse_manifest(files("wasm_udfs").joinpath(_path(name)[0], "udf.toml").read_text())
+
+
+def _path(name: str) -> tuple[str, str]:
     if name not in _PATHS:
         raise NotFound(f"there is no built-in module {name!r:.80}", field="udf", fix=f"one of {', '.join(_PATHS)}")
-    return files("wasm_udfs").joinpath(*_PATHS[name]).read_bytes()
+    return _PATHS[name]
 
 
 def builtin_for_merge(merge: str) -> str:

@@ -92,6 +92,10 @@ def test_no_duplicate_name_gets_through() -> None:
             assert duplicate, inner
 
 
+NOW_MS = 1_700_000_001_000
+DAY_MS = 86_400_000
+
+
 @pytest.mark.parametrize(
     ("keyspace", "body", "back"),
     [
@@ -114,14 +118,18 @@ def test_no_duplicate_name_gets_through() -> None:
             {"metric": "t", "value": 1, "time": "2023-11-14T23:13:20.123+01:00"},
             {"metric": "t", "value": 1.0, "time": 1700000000123},
         ),
-        ("device", {"metric": "t", "value": 1}, {"metric": "t", "value": 1.0, "time": 99}),
+        ("device", {"metric": "t", "value": 1}, {"metric": "t", "value": 1.0, "time": NOW_MS}),
+        *[
+            ("device", {"metric": "t", "value": 1, "time": t}, {"metric": "t", "value": 1.0, "time": t})
+            for t in (0, NOW_MS + DAY_MS)
+        ],
         ("kv", None, None),
         ("kv", {"ä": [1, 2.5, "x", True, None, 2**63]}, {"ä": [1, 2.5, "x", True, None, 2**63]}),
         ("prefs", "text", "text"),
     ],
 )
 def test_puts_of_builtin_keyspaces(keyspace: str, body: Any, back: Any) -> None:
-    value = to_avro(KEYSPACES[keyspace], body, now_ms=99)
+    value = to_avro(KEYSPACES[keyspace], body, now_ms=NOW_MS)
     assert wire_schema_id(value) == load_builtin()[KEYSPACES[keyspace].schema].id
     assert from_avro(value, SCHEMAS) == back
 
@@ -150,7 +158,7 @@ def test_puts_of_builtin_keyspaces(keyspace: str, body: Any, back: Any) -> None:
         ("device", {"metric": "t", "value": math.inf}, "value"),
         *[
             ("device", {"metric": "t", "value": 1, "time": bad}, "time")
-            for bad in ("yesterday", 1.5, True, -1, 2**63, "", 10**15, "0001-01-01T00:00:00+14:00")
+            for bad in ("yesterday", 1.5, True, -1, 2**63, "", 10**15, "0001-01-01T00:00:00+14:00", NOW_MS + DAY_MS + 1)
         ],
         ("device", {"metric": "t", "value": 1, "unit": "C"}, "unit"),
         ("kv", 2**70, "value"),
@@ -158,7 +166,7 @@ def test_puts_of_builtin_keyspaces(keyspace: str, body: Any, back: Any) -> None:
 )
 def test_puts_that_are_refused_name_the_field(keyspace: str, body: Any, field: str) -> None:
     with pytest.raises(BadInput) as caught:
-        to_avro(KEYSPACES[keyspace], body, now_ms=99)
+        to_avro(KEYSPACES[keyspace], body, now_ms=NOW_MS)
     assert caught.value.field == field and caught.value.fix
 
 
