@@ -203,8 +203,7 @@ def test_many_metrics_and_long_names() -> None:
 
 
 def test_long_inputs_in_any_cut() -> None:
-    """Many segments (rows forgotten and asked for again), many buckets (both ways of keeping them), both keys of a device,
-    more metrics than a device's list holds."""
+    """Rows forgotten and asked for again, both ways of keeping many buckets, both keys of a device, many metrics."""
     seed = 11
     rng = np.random.default_rng(seed)
     print("seed", seed)

@@ -153,7 +153,8 @@ STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
 }
 
 /* For rows of one cell whose keys are not the event's: the cell that the event continues, or a new one in its place when
- * there is none or it has expired (`clock`: the later of its hlc and its time of acceptance). Deletes of the event's own key (its generation) do not reach such rows. */
+ * there is none or it has expired (`clock`: the later of its hlc and its time of acceptance). Deletes of the event's own key
+ * (its generation) do not reach such rows. */
 STREAMS_INLINE streams_cell *streams_touch_at(streams_row *r, uint64_t clock, int64_t append_ms, int64_t expires_ms) {
   uint64_t h = streams_max(clock, streams_max(r->last_hlc, r->deleted_hlc) + 1);
   r->exists = 1;
