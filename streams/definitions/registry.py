@@ -18,7 +18,7 @@ from streams.definitions.kafka_log import KafkaDefinitionsLog, KafkaLogOptions
 from streams.definitions.log import DefinitionsLog, Fenced, UnknownOutcome
 from streams.definitions.view import DefinitionsView, Version
 from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Timeout
-from streams.model.fold_table import FURTHER
+from streams.model.fold_table import DERIVED
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
 from streams.model.topology import Topology
@@ -352,7 +352,7 @@ def _registration(view: DefinitionsView, subject: str, schema: AvroSchema) -> li
 
 
 def _keyspace_plan(view: DefinitionsView, wanted: Keyspace, schema: AvroSchema | None) -> list[Entry]:
-    if any(each.name == wanted.name for each in FURTHER):
+    if any(each.name == wanted.name for each in DERIVED):
         raise Conflict(f"{wanted.name} is a built-in table", field="name", fix="choose another name")
     known = view.keyspaces.get(wanted.name)
     if known is not None:

@@ -53,14 +53,11 @@ class DerivedFold:
     outputs: tuple[str, ...] = ()
 
 
-FURTHER = (
+DERIVED: tuple[DerivedFold, ...] = (
     DerivedFold("telemetry", "device", "telemetry", MergeType.OPAQUE, "streams.Reading", ("late.device",)),
-    DerivedFold("anomaly", "device", "anomaly", MergeType.OPAQUE, "streams.Reading", ("alerts.device",)),
+    DerivedFold("anomaly", "device", "anomaly", MergeType.LWW, "streams.Reading", ("alerts.device",)),
 )
 """The built-in ones. A new one: an entry here, its module in `wasm_udfs/<udf>` and in `wasm/builtin.py`."""
-
-DERIVED: tuple[DerivedFold, ...] = tuple(each for each in FURTHER if each.name in ("telemetry",))
-"""Those that are folded now."""
 
 
 def fold_tables(keyspaces: Iterable[Keyspace], derived: Iterable[DerivedFold] = DERIVED) -> list[FoldTable]:

@@ -1,4 +1,4 @@
-"""The checked-in modules of wasm_udfs/, by name: counter, kv, max, min, record_decoder, telemetry."""
+"""The checked-in modules of wasm_udfs/, by name: anomaly, counter, kv, max, min, record_decoder, telemetry."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _PATHS = {
     "max": ("extremum", "max.wasm"),
     "min": ("extremum", "min.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
+    "anomaly": ("anomaly", "anomaly.wasm"),
     "telemetry": ("telemetry", "telemetry.wasm"),
 }
 _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}

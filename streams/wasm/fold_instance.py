@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def _malformed(what: str) -> UdfTrap:
 
 def _slices(data: bytes, ends: Array, at: int) -> list[bytes]:
     bounds = [at, *(ends.astype(np.int64) + at).tolist()]
-    return [data[bounds[i] : bounds[i + 1]] for i in range(len(ends))]
+    return [data[a:b] for a, b in pairwise(bounds)]
 
 
 def _ends(data: bytes, at: int, n: int, what: str) -> Array:

@@ -200,3 +200,32 @@ def test_many_metrics_and_long_names() -> None:
         "the metric holds control characters",
         "time out of range",
     ]
+
+
+def test_long_inputs_in_any_cut() -> None:
+    """Rows forgotten and asked for again, both ways of keeping many buckets, both keys of a device, many metrics."""
+    seed = 11
+    rng = np.random.default_rng(seed)
+    print("seed", seed)
+    n = 24_000
+    times = BASE_MS + np.arange(n) * 20 + rng.integers(-15_000, 15_000, n)
+    near, wide = rng.normal(20, 1, n), np.exp(rng.uniform(-40, 40, n)) * rng.choice([-1, 1], n)
+    values = np.where(rng.random(n) < 0.97, near, wide)
+    metrics = np.where(rng.random(n) < 0.002, rng.integers(1, 30, n), 0)
+    keys = [f"device:{d}{s}" for d in "abc" for s in ("", ":telemetry")]
+    which = rng.integers(0, len(keys), n)
+    appends = BASE_MS + np.arange(n) // 7
+    events = [
+        reading(
+            keys[which[i]], float(values[i]), int(times[i]), int(appends[i]), f"m{metrics[i]}", int(appends[i]) + 900
+        )
+        for i in range(n)
+    ]
+    whole = folded(events, [])
+    assert whole.rejects == []
+    for _ in range(3):
+        sizes = rng.integers(1, 3000, 40)
+        cuts = [(int(size), str(rng.choice(["fold", "commit", "drop"], p=[0.3, 0.6, 0.1]))) for size in sizes]
+        cut = folded(events, cuts)
+        assert cut.rows == whole.rows, cuts
+        assert cut.outputs == whole.outputs

@@ -35,17 +35,25 @@ STREAMS_INLINE void streams_copy(void *to, const void *from, uint32_t n) {
   if (n & 1) *d = *s;
 }
 
+/* Zeroes n bytes, a multiple of 8, for structs: like `memory.copy`, `memory.fill` is a call into the runtime. */
+STREAMS_INLINE void streams_zero(void *p, uint32_t n) {
+  for (uint32_t i = 0; i < n; i += 8) *(volatile uint64_t *)((uint8_t *)p + i) = 0;
+}
+
+/* Without a loop up to 32 bytes: the engine looks at its deadline in every round of one. */
 STREAMS_INLINE int streams_equal(const void *a, const void *b, uint32_t n) {
   const uint8_t *x = a, *y = b;
-  while (n >= 8) {
-    if (streams_get64(x) != streams_get64(y)) return 0;
-    x += 8; y += 8; n -= 8;
+#define STREAMS_DIFFER(bits, at) (streams_get##bits(x + (at)) ^ streams_get##bits(y + (at)))
+  if (n >= 16) {
+    for (; n > 32; n -= 16, x += 16, y += 16)
+      if (STREAMS_DIFFER(64, 0) | STREAMS_DIFFER(64, 8)) return 0;
+    return !(STREAMS_DIFFER(64, 0) | STREAMS_DIFFER(64, 8) | STREAMS_DIFFER(64, n - 16) | STREAMS_DIFFER(64, n - 8));
   }
-  while (n) {
-    if (*x++ != *y++) return 0;
-    n--;
-  }
-  return 1;
+  if (n >= 8) return !(STREAMS_DIFFER(64, 0) | STREAMS_DIFFER(64, n - 8));
+  if (n >= 4) return !(STREAMS_DIFFER(32, 0) | STREAMS_DIFFER(32, n - 4));
+  if (n >= 2) return !(STREAMS_DIFFER(16, 0) | STREAMS_DIFFER(16, n - 2));
+#undef STREAMS_DIFFER
+  return !n || *x == *y;
 }
 
 STREAMS_INLINE uint32_t streams_hash(const uint8_t *p, uint32_t n) {

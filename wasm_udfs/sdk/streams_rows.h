@@ -153,21 +153,26 @@ STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
 }
 
 /* For rows of one cell whose keys are not the event's: the cell that the event continues, or a new one in its place when
- * there is none or it has expired. Deletes of the event's own key (its generation) do not reach such rows. */
-STREAMS_INLINE streams_cell *streams_touch_single(const streams_event *e, streams_row *r) {
-  uint64_t h = streams_max(streams_max(e->hlc, (uint64_t)e->append_ms << 16), streams_max(r->last_hlc, r->deleted_hlc) + 1);
+ * there is none or it has expired (`clock`: the later of its hlc and its time of acceptance). Deletes of the event's own key
+ * (its generation) do not reach such rows. */
+STREAMS_INLINE streams_cell *streams_touch_at(streams_row *r, uint64_t clock, int64_t append_ms, int64_t expires_ms) {
+  uint64_t h = streams_max(clock, streams_max(r->last_hlc, r->deleted_hlc) + 1);
   r->exists = 1;
   streams_mark_dirty(r);
-  if (r->n_cells && r->cells[r->n_cells - 1].expires_ms <= e->append_ms) streams_drop_cells(r, UINT64_MAX, INT64_MIN);
+  if (r->n_cells && r->cells[r->n_cells - 1].expires_ms <= append_ms) streams_drop_cells(r, UINT64_MAX, INT64_MIN);
   streams_cell *c = r->n_cells ? &r->cells[r->n_cells - 1] : 0;
   if (!c) {
     c = streams_append_cell(r);
     c->start_hlc = h;
-    c->expires_ms = e->expires_ms;
+    c->expires_ms = expires_ms;
   }
   c->last_hlc = r->last_hlc = h;
-  c->expires_ms = streams_max_i64(c->expires_ms, e->expires_ms);
+  c->expires_ms = streams_max_i64(c->expires_ms, expires_ms);
   return c;
+}
+
+STREAMS_INLINE streams_cell *streams_touch_single(const streams_event *e, streams_row *r) {
+  return streams_touch_at(r, streams_max(e->hlc, (uint64_t)e->append_ms << 16), e->append_ms, e->expires_ms);
 }
 
 static void streams_grow_slots(void) {
@@ -187,7 +192,7 @@ static void streams_grow_slots(void) {
 
 static streams_row *streams_new_row(const uint8_t *key, uint32_t len, uint32_t hash) {
   streams_row *r = streams_malloc(sizeof *r + len);
-  __builtin_memset(r, 0, sizeof *r);
+  streams_zero(r, sizeof *r);
   r->cells = &r->first;
   r->cap_cells = 1;
   r->key_len = len;
@@ -211,6 +216,56 @@ STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
     if (s->hash == hash && s->row->key_len == len && streams_equal(streams_row_key(s->row), key, len)) return s->row;
   }
 }
+
+#ifdef STREAMS_EVICT
+/* With STREAMS_EVICT defined, rows that the module does not hold are forgotten when they have been taken: while they are in
+ * the processor's cache, and so that their memory serves the next. Holds are counted in `touched`; only the module's tables
+ * of pointers to rows need them, what a round found is valid until its fold. */
+enum { STREAMS_LISTED = 0x80 };
+static streams_row **streams_listed;
+static uint32_t streams_listed_n, streams_listed_cap;
+
+STREAMS_INLINE void streams_hold(streams_row *r) { r->touched++; }
+
+/* The row is not held any more. One without changes is on a list until the next take. */
+STREAMS_UNUSED static void streams_let_go(streams_row *r) {
+  if (--r->touched || r->dirty) return;
+  r->touched = STREAMS_LISTED;
+  if (streams_listed_n == streams_listed_cap) {
+    uint32_t cap = streams_listed_cap ? streams_listed_cap * 2 : 1024;
+    streams_row **list = streams_malloc(cap * sizeof *list);
+    if (streams_listed_n) __builtin_memcpy(list, streams_listed, streams_listed_n * sizeof *list);
+    if (streams_listed_cap) streams_free(streams_listed, streams_listed_cap * sizeof *list);
+    streams_listed = list;
+    streams_listed_cap = cap;
+  }
+  streams_listed[streams_listed_n++] = r;
+}
+
+static void streams_evict_row(streams_row *r) {
+  uint32_t mask = streams_slot_cap - 1, hole = r->hash & mask;
+  while (streams_slots[hole].row != r) hole = (hole + 1) & mask;
+  for (uint32_t at = (hole + 1) & mask; streams_slots[at].row; at = (at + 1) & mask) {
+    if (((at - streams_slots[at].hash) & mask) < ((at - hole) & mask)) continue; /* it would come before its place */
+    streams_slots[hole] = streams_slots[at];
+    hole = at;
+  }
+  streams_slots[hole].row = 0;
+  streams_slot_used--;
+  streams_drop_cells(r, UINT64_MAX, INT64_MIN);
+  if (r->cap_cells > 1) streams_free(r->cells, r->cap_cells * sizeof *r->cells);
+  streams_free(r, sizeof *r + r->key_len);
+}
+
+static void streams_evict_listed(void) {
+  for (uint32_t i = 0; i < streams_listed_n; i++) {
+    streams_row *r = streams_listed[i];
+    r->touched -= STREAMS_LISTED;
+    if (!r->touched) streams_evict_row(r);
+  }
+  streams_listed_n = 0;
+}
+#endif
 
 /* What a cell's payload is when it is stored. With STREAMS_NATIVE the module keeps it in memory in a form of its own. */
 #ifdef STREAMS_NATIVE
@@ -468,10 +523,17 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
     streams_put32(row_end + 4 * i, (uint32_t)(row - rows));
     present[i] = r->exists;
     r->dirty = 0;
+#ifdef STREAMS_EVICT
+    if (!r->touched) streams_evict_row(r);
+#endif
   }
   streams_dirty_at = last;
   if (last == streams_dirty_n) streams_dirty_at = streams_dirty_n = 0;
   streams_round_over = 1;
+#ifdef STREAMS_EVICT
+  if (!streams_dirty_n) streams_evict_listed();
+  streams_round_ptr = 0; /* what was prepared may have lost rows */
+#endif
   return streams_answer(out, len, streams_dirty_n ? 1 : 0);
 }
 

@@ -21,49 +21,72 @@
  * bounds are at most a factor 1.02 apart, so the middle is within 0.99 % of every value in it. Integer arithmetic on
  * the bits of the double, so it is exact and the same everywhere. Variance: Youngs and Cramer's update. */
 #define STREAMS_NATIVE
+#define STREAMS_EVICT
 #include "streams_rows.h"
 
-enum { SEGMENT_S = 10, SEGMENT_MS = SEGMENT_S * 1000, SEPARATOR = 0x1f, KEY_MAX = 1024, SERIES_MAX = 16, NEAR = 4 };
+enum { SEGMENT_S = 10, SEGMENT_MS = SEGMENT_S * 1000, SEPARATOR = 0x1f, KEY_MAX = 1024, SERIES_MAX = 16, NEAR = 2, METRIC_LISTS = 256 };
+enum { DENSE_FROM = 16, DENSE_SPAN = 8 };
 #define TIME_MAX_MS 253402300799999ll /* the year 9999; as far before 1970 */
 #define WEIGHT_MAX (1u << 24)         /* beyond it, a float no longer counts */
 
 /* ---- native rows ---- */
 
+/* The buckets of a pane are kept in one of three ways: one, in the pane itself; a few, sorted, by index; many that lie close
+ * together, as the weights of `cap` indices from `base` on, 0 where there is none. Rows do not show which. */
 typedef struct {
-  double count, sum, min, max, m2;
-  int32_t *index; /* ascending */
-  uint32_t *weight;
-  uint32_t n, cap, hot; /* buckets; cap 0: in `one_index`, `one_weight`; hot: the last one hit */
+  uint64_t count;
+  double sum, min, max, m2;
+  uint32_t n, cap; /* buckets; room in `block`, 0: it is `one` */
+  union {
+    struct { int32_t index; uint32_t weight; } one;
+    struct { uint32_t *block; uint32_t dense; } many;
+  };
+  int32_t base;
   uint16_t first, last;
-  int32_t one_index;
-  uint32_t one_weight;
 } pane;
 
-typedef struct { uint32_t kind; uint32_t n_buckets; int64_t start; pane *panes[SEGMENT_S]; } segment;
+typedef struct {
+  uint32_t kind, n_buckets;
+  int64_t start;
+  pane *panes; /* in the order in which they began, together: they are made, written and freed together */
+  uint8_t n, cap, at[SEGMENT_S]; /* at: 1 + the second's position in panes, 0: it has none */
+} segment;
 typedef struct { uint32_t kind; int64_t watermark, late, appended; } device_state;
 enum { KIND_DEVICE, KIND_SEGMENT };
 
-static void free_pane(pane *p) {
-  if (p->cap) {
-    streams_free(p->index, p->cap * 4);
-    streams_free(p->weight, p->cap * 4);
-  }
-  streams_free(p, sizeof *p);
+STREAMS_INLINE uint32_t block_bytes(uint32_t cap, uint32_t dense) { return cap * (dense ? 4 : 8); }
+
+static void free_block(pane *p) {
+  if (p->cap) streams_free(p->many.block, block_bytes(p->cap, p->many.dense));
 }
 
 static void streams_native_free(void *native) {
   if (*(uint32_t *)native == KIND_DEVICE) { streams_free(native, sizeof(device_state)); return; }
   segment *s = native;
-  for (uint32_t i = 0; i < SEGMENT_S; i++) if (s->panes[i]) free_pane(s->panes[i]);
+  for (uint32_t i = 0; i < s->n; i++) free_block(&s->panes[i]);
+  if (s->cap) streams_free(s->panes, s->cap * sizeof(pane));
   streams_free(s, sizeof *s);
 }
 
 static segment *new_segment(int64_t start) {
   segment *s = streams_malloc(sizeof *s);
-  __builtin_memset(s, 0, sizeof *s);
+  streams_zero(s, sizeof *s);
   s->kind = KIND_SEGMENT;
   s->start = start;
   return s;
+}
+
+static pane *new_pane(segment *s, uint32_t second) {
+  if (s->n == s->cap) {
+    uint32_t cap = s->cap < 2 ? 2 : s->cap < 4 ? 4 : SEGMENT_S;
+    pane *panes = streams_malloc(cap * sizeof *panes);
+    streams_copy(panes, s->panes, s->n * sizeof *panes);
+    if (s->cap) streams_free(s->panes, s->cap * sizeof *panes);
+    s->panes = panes;
+    s->cap = (uint8_t)cap;
+  }
+  s->at[second] = ++s->n;
+  return &s->panes[s->n - 1];
 }
 
 static device_state *new_device_state(void) {
@@ -74,39 +97,88 @@ static device_state *new_device_state(void) {
   return d;
 }
 
-static pane *new_pane(void) {
-  pane *p = streams_malloc(sizeof *p);
-  __builtin_memset(p, 0, sizeof *p);
-  p->index = &p->one_index;
-  p->weight = &p->one_weight;
-  return p;
+/* The buckets as sorted arrays; both have room for p->n. */
+static void list_buckets(const pane *p, int32_t *index, uint32_t *weight) {
+  if (!p->cap) {
+    if (p->n) { index[0] = p->one.index; weight[0] = p->one.weight; }
+  } else if (!p->many.dense) {
+    __builtin_memcpy(index, p->many.block, p->n * 4);
+    __builtin_memcpy(weight, p->many.block + p->cap, p->n * 4);
+  } else {
+    for (uint32_t i = 0, at = 0; i < p->cap; i++) {
+      if (!p->many.block[i]) continue;
+      index[at] = p->base + (int32_t)i;
+      weight[at++] = p->many.block[i];
+    }
+  }
 }
 
-static void reserve_buckets(pane *p, uint32_t wanted) {
-  uint32_t k, cap;
-  if (wanted <= (p->cap ? p->cap : 1)) return;
-  cap = streams_class(wanted * 8, &k) / 4;
-  int32_t *index = streams_malloc(cap * 4);
-  uint32_t *weight = streams_malloc(cap * 4);
-  __builtin_memcpy(index, p->index, p->n * 4);
-  __builtin_memcpy(weight, p->weight, p->n * 4);
-  if (p->cap) {
-    streams_free(p->index, p->cap * 4);
-    streams_free(p->weight, p->cap * 4);
+/* Makes room for `bucket` beside what is there, in the way that suits; nothing is added to p->n. */
+static void make_room(pane *p, int32_t bucket) {
+  uint32_t k, cap, n = p->n, room = n ? n * 8 : 8;
+  uint32_t *block, *list = streams_malloc(room); /* before the old one is given back */
+  int32_t *index = (int32_t *)list, from = bucket, to = bucket;
+  list_buckets(p, index, list + n);
+  if (n) {
+    from = index[0] < from ? index[0] : from;
+    to = index[n - 1] > to ? index[n - 1] : to;
   }
-  p->index = index;
-  p->weight = weight;
+  uint32_t span = (uint32_t)(to - from) + 1, dense = n >= DENSE_FROM && span <= DENSE_SPAN * n;
+  if (dense) {
+    cap = streams_class((span + span / 2) * 4, &k) / 4;
+    block = streams_malloc(cap * 4);
+    __builtin_memset(block, 0, cap * 4);
+    p->base = from - (int32_t)((cap - span) / 2);
+    for (uint32_t i = 0; i < n; i++) block[index[i] - p->base] = list[n + i];
+  } else {
+    cap = streams_class((n < 2 ? 4 : n * 2) * 8, &k) / 8;
+    block = streams_malloc(cap * 8);
+    __builtin_memcpy(block, index, n * 4);
+    __builtin_memcpy(block + cap, list + n, n * 4);
+  }
+  streams_free(list, room);
+  free_block(p);
+  p->many.block = block;
+  p->many.dense = dense;
   p->cap = cap;
 }
 
-static void insert_bucket(segment *s, pane *p, uint32_t at, int32_t index) {
-  reserve_buckets(p, p->n + 1);
-  __builtin_memmove(p->index + at + 1, p->index + at, (p->n - at) * 4);
-  __builtin_memmove(p->weight + at + 1, p->weight + at, (p->n - at) * 4);
-  p->index[at] = index;
-  p->weight[at] = 0;
-  p->n++;
+/* The weight of a bucket that is not there yet: 0. */
+static uint32_t *add_bucket(segment *s, pane *p, int32_t bucket) {
+  int inside = p->cap && p->many.dense && (uint32_t)(bucket - p->base) < p->cap;
+  if (!inside && (p->cap ? p->many.dense || p->n == p->cap : p->n)) make_room(p, bucket);
   s->n_buckets++;
+  uint32_t n = p->n++;
+  if (!p->cap) {
+    p->one.index = bucket;
+    p->one.weight = 0;
+    return &p->one.weight;
+  }
+  if (p->many.dense) return p->many.block + (bucket - p->base);
+  int32_t *index = (int32_t *)p->many.block;
+  uint32_t *weight = p->many.block + p->cap, at = n;
+  for (; at && index[at - 1] > bucket; at--) {
+    index[at] = index[at - 1];
+    weight[at] = weight[at - 1];
+  }
+  index[at] = bucket;
+  weight[at] = 0;
+  return weight + at;
+}
+
+STREAMS_INLINE uint32_t *bucket_weight(segment *s, pane *p, int32_t bucket) {
+  if (!p->cap) return p->n && p->one.index == bucket ? &p->one.weight : add_bucket(s, p, bucket);
+  if (p->many.dense) {
+    uint32_t at = (uint32_t)(bucket - p->base);
+    return at < p->cap && p->many.block[at] ? p->many.block + at : add_bucket(s, p, bucket);
+  }
+  const int32_t *index = (const int32_t *)p->many.block, *base = index;
+  for (uint32_t n = p->n; n > 1;) { /* without branches on the data */
+    uint32_t half = n / 2;
+    base += base[half - 1] < bucket ? half : 0;
+    n -= half;
+  }
+  return *base == bucket ? p->many.block + p->cap + (base - index) : add_bucket(s, p, bucket);
 }
 
 STREAMS_INLINE int32_t bucket_of(double x) {
@@ -118,37 +190,32 @@ STREAMS_INLINE int32_t bucket_of(double x) {
 }
 
 STREAMS_INLINE void add_reading(segment *s, double x, int64_t time, int32_t bucket) {
-  uint32_t offset = (uint32_t)(time - s->start), second = offset / 1000, ms = offset % 1000;
-  pane *p = s->panes[second];
-  if (!p) {
-    p = s->panes[second] = new_pane();
+  uint32_t offset = (uint32_t)(time - s->start), second = offset * 8389 >> 23, ms = offset - 1000 * second; /* exact below 10,000 */
+  uint32_t at = s->at[second];
+  if (!at) {
+    pane *p = new_pane(s, second);
+    p->count = 1;
+    p->sum = x + 0.0;
     p->min = p->max = x;
+    p->m2 = 0;
+    p->n = 1;
+    p->cap = 0;
+    p->one.index = bucket;
+    p->one.weight = 1;
     p->first = p->last = (uint16_t)ms;
+    s->n_buckets++;
+    return;
   }
-  p->count += 1;
-  p->sum += x;
-  if (p->count > 1) {
-    double d = x * p->count - p->sum;
-    p->m2 += d * d / (p->count * (p->count - 1));
-  }
+  pane *p = &s->panes[at - 1];
+  uint64_t n = ++p->count;
+  double count = (double)(int64_t)n, sum = p->sum += x, d = x * count - sum;
+  p->m2 += d * d / (n >> 31 ? count * (count - 1) : (double)(int64_t)(n * (n - 1)));
   p->min = x < p->min ? x : p->min;
   p->max = x > p->max ? x : p->max;
   p->first = ms < p->first ? (uint16_t)ms : p->first;
   p->last = ms > p->last ? (uint16_t)ms : p->last;
-  uint32_t at = p->hot;
-  if (at >= p->n || p->index[at] != bucket) {
-    const int32_t *base = p->index;
-    uint32_t n = p->n;
-    while (n > 1) { /* without branches on the data */
-      uint32_t half = n / 2;
-      base += base[half - 1] < bucket ? half : 0;
-      n -= half;
-    }
-    at = (uint32_t)(base - p->index) + (n && *base < bucket);
-    if (at == p->n || p->index[at] != bucket) insert_bucket(s, p, at, bucket);
-    p->hot = at;
-  }
-  p->weight[at] += p->weight[at] < WEIGHT_MAX;
+  uint32_t *weight = bucket_weight(s, p, bucket);
+  *weight += *weight < WEIGHT_MAX;
 }
 
 /* ---- stored rows ---- */
@@ -160,21 +227,40 @@ static uint32_t streams_native_size(const streams_row *r, const void *native) {
     return 5 + streams_long_size(d->watermark) + streams_long_size(d->late) + streams_long_size(d->appended);
   }
   const segment *s = native;
-  uint32_t panes = 0;
-  for (uint32_t i = 0; i < SEGMENT_S; i++) panes += s->panes[i] != 0;
-  return 5 + streams_long_size(s->start) + 9 * 2 + panes * (4 * 4 + 5 * 8) + 2 * (streams_long_size(s->n_buckets) + 1) + s->n_buckets * 8;
+  return 5 + streams_long_size(s->start) + 9 * 2 + s->n * (4 * 4 + 5 * 8) + 2 * (streams_long_size(s->n_buckets) + 1) + s->n_buckets * 8;
 }
 
 STREAMS_INLINE uint8_t *write_float(uint8_t *p, float v) { __builtin_memcpy(p, &v, 4); return p + 4; }
+
+static void write_buckets(const pane *p, uint8_t *index, uint8_t *weight) {
+  if (!p->cap) {
+    write_float(index, (float)p->one.index);
+    write_float(weight, (float)p->one.weight);
+    return;
+  }
+  const uint32_t *block = p->many.block;
+  if (!p->many.dense) {
+    for (uint32_t i = 0; i < p->n; i++) {
+      write_float(index + 4 * i, (float)(int32_t)block[i]);
+      write_float(weight + 4 * i, (float)block[p->cap + i]);
+    }
+    return;
+  }
+  for (uint32_t i = 0; i < p->cap; i++) {
+    if (!block[i]) continue;
+    index = write_float(index, (float)(p->base + (int32_t)i));
+    weight = write_float(weight, (float)block[i]);
+  }
+}
 
 static uint8_t *write_segment(const segment *s, uint8_t *p) {
   const pane *panes[SEGMENT_S];
   uint8_t second[SEGMENT_S];
   uint32_t n = 0;
   for (uint32_t i = 0; i < SEGMENT_S; i++) {
-    if (!s->panes[i]) continue;
+    if (!s->at[i]) continue;
     second[n] = (uint8_t)i;
-    panes[n++] = s->panes[i];
+    panes[n++] = &s->panes[s->at[i] - 1];
   }
   p = streams_write_long(streams_write_prefix(p, SEGMENT_ID), s->start);
 #define COLUMN(write, field) \
@@ -185,20 +271,22 @@ static uint8_t *write_segment(const segment *s, uint8_t *p) {
   COLUMN(write_float, (float)panes[i]->first);
   COLUMN(write_float, (float)panes[i]->last);
   COLUMN(write_float, (float)panes[i]->n);
-  COLUMN(streams_write_double, panes[i]->count);
+  COLUMN(streams_write_double, (double)(int64_t)panes[i]->count);
   COLUMN(streams_write_double, panes[i]->sum);
   COLUMN(streams_write_double, panes[i]->min);
   COLUMN(streams_write_double, panes[i]->max);
   COLUMN(streams_write_double, panes[i]->m2);
   p = streams_write_long(p, s->n_buckets);
-  for (uint32_t i = 0; i < n; i++)
-    for (uint32_t j = 0; j < panes[i]->n; j++) p = write_float(p, (float)panes[i]->index[j]);
-  *p++ = 0;
-  p = streams_write_long(p, s->n_buckets);
-  for (uint32_t i = 0; i < n; i++)
-    for (uint32_t j = 0; j < panes[i]->n; j++) p = write_float(p, (float)panes[i]->weight[j]);
-  *p++ = 0;
-  return p;
+  uint8_t *index = p, *weight = streams_write_long(p + 4 * s->n_buckets + 1, s->n_buckets);
+  p[4 * s->n_buckets] = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t m = panes[i]->n;
+    write_buckets(panes[i], index, weight);
+    index += 4 * m;
+    weight += 4 * m;
+  }
+  *weight = 0;
+  return weight + 1;
 }
 
 static uint32_t streams_native_write(const streams_row *r, const void *native, uint8_t *to) {
@@ -238,19 +326,16 @@ static int read_segment(streams_reader in, segment **out) {
   for (uint32_t i = 0; i < n; i++) {
     float which = float_at(second, i), width = float_at(buckets, i), from = float_at(first, i), to = float_at(last, i);
     if (!(which >= 0 && which < SEGMENT_S && width >= 1 && width <= (float)(m - at))) return 1;
-    if (!(from >= 0 && from < 1000 && to >= 0 && to < 1000) || s->panes[(uint32_t)which]) return 1;
-    pane *p = s->panes[(uint32_t)which] = new_pane();
-    *p = (pane){streams_get_f64(count + 8 * i), streams_get_f64(sum + 8 * i), streams_get_f64(min + 8 * i), streams_get_f64(max + 8 * i),
-                streams_get_f64(m2 + 8 * i), &p->one_index, &p->one_weight, 0, 0, 0, (uint16_t)from, (uint16_t)to, 0, 0};
-    reserve_buckets(p, (uint32_t)width);
-    p->n = (uint32_t)width;
-    for (uint32_t j = 0; j < p->n; j++, at++) {
-      p->index[j] = (int32_t)float_at(index, at);
-      p->weight[j] = (uint32_t)float_at(weight, at);
-    }
+    if (!(from >= 0 && from < 1000 && to >= 0 && to < 1000) || s->at[(uint32_t)which]) return 1;
+    if (!(streams_get_f64(count + 8 * i) >= 1 && streams_get_f64(count + 8 * i) < 0x1p53)) return 1;
+    pane *p = new_pane(s, (uint32_t)which);
+    *p = (pane){.count = (uint64_t)streams_get_f64(count + 8 * i), .sum = streams_get_f64(sum + 8 * i), .min = streams_get_f64(min + 8 * i),
+                .max = streams_get_f64(max + 8 * i), .m2 = streams_get_f64(m2 + 8 * i), .first = (uint16_t)from, .last = (uint16_t)to};
+    for (uint32_t j = 0; j < (uint32_t)width; j++, at++)
+      *bucket_weight(s, p, (int32_t)float_at(index, at)) = (uint32_t)float_at(weight, at);
+    if (p->n != (uint32_t)width) return 1;
   }
-  s->n_buckets = m;
-  return at != m;
+  return at != m || s->n_buckets != m;
 }
 
 static int streams_native_read(const streams_row *r, uint8_t **native, const uint8_t *from, uint32_t len) {
@@ -267,57 +352,43 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
   return in.error || in.p != in.end;
 }
 
-/* ---- from an event to its rows; pointers stay valid as long as the instance lives ---- */
+/* ---- devices and metrics; they stay as long as the instance lives, segments' rows may be evicted ---- */
 
-typedef struct { int64_t number; streams_row *row; } near_segment;
+typedef struct { int64_t start; streams_row *row; } near_segment; /* row 0: none */
+
+/* A metric of the keyspace: what the value of a reading of it begins with (prefix and Avro string) follows the struct. */
+typedef struct metric {
+  struct metric *next;
+  uint32_t wire_len, name_at;
+  near_segment near[NEAR]; /* of the region */
+} metric;
 
 typedef struct series {
   struct series *next;
-  const uint8_t *metric;
-  uint32_t metric_len, cap;
-  near_segment near[NEAR], region[NEAR];
+  metric *metric;
+  near_segment near[NEAR];
 } series;
 
-typedef struct {
-  streams_row *row;
+typedef struct device {
+  struct device *successor; /* the device of the reading that last came after one of this device */
+  uint32_t key_len, group, chunk; /* group: in that chunk; the event's key follows the struct */
+  metric *metric; /* of the first series */
   series *first;
+  struct device *leader; /* itself, or the other device with this row, whose group it shares */
+  streams_row *row;
   const char *bad;
-  uint32_t prefix_len, id_len, key_len, n_series; /* `device:`, the id after it, the event's key; its bytes follow the struct */
+  uint32_t prefix_len, id_len, n_series; /* `device:`, the id after it */
 } device;
 
 typedef struct { uint32_t hash; device *device; } device_slot;
 static device_slot *slots;
 static uint32_t slots_cap, slots_used;
-
-typedef struct { streams_row *device, *segment, *region; double value; int64_t time; const char *bad; } prepared;
-static prepared *round_events;
+static device no_device, *latest = &no_device;
+static metric *metrics[METRIC_LISTS];
 
 static int has_control(const uint8_t *p, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) if (p[i] <= SEPARATOR) return 1;
   return 0;
-}
-
-static device *new_device(const uint8_t *key, uint32_t len) {
-  static const char suffix[] = ":telemetry";
-  device *d = streams_malloc(sizeof *d + len + 1);
-  __builtin_memset(d, 0, sizeof *d);
-  uint8_t *bytes = (uint8_t *)(d + 1);
-  d->key_len = len;
-  streams_copy(bytes, key, len);
-  while (d->prefix_len < len && bytes[d->prefix_len++] != ':') {}
-  uint32_t n = sizeof suffix - 1;
-  d->id_len = len - d->prefix_len;
-  if (d->id_len > n && streams_equal(bytes + len - n, suffix, n)) d->id_len -= n;
-  uint32_t row_len = d->prefix_len + d->id_len + 1;
-  if (!d->id_len || has_control(bytes + d->prefix_len, d->id_len)) d->bad = "the device's name holds control characters or is empty";
-  else if (row_len > KEY_MAX) d->bad = "the key is too long for telemetry";
-  else {
-    uint8_t row_key[KEY_MAX];
-    streams_copy(row_key, bytes, row_len - 1);
-    row_key[row_len - 1] = SEPARATOR;
-    d->row = streams_find(row_key, row_len);
-  }
-  return d;
 }
 
 static void grow_slots(void) {
@@ -335,134 +406,426 @@ static void grow_slots(void) {
   slots_cap = cap;
 }
 
-STREAMS_INLINE device *find_device(const uint8_t *key, uint32_t len) {
-  if (slots_used * 2 >= slots_cap) grow_slots();
-  uint32_t hash = streams_hash(key, len), at = hash & (slots_cap - 1);
+/* The slot of a key, or the empty one where it would be. */
+static device_slot *device_slot_of(const uint8_t *key, uint32_t len, uint32_t hash) {
+  uint32_t at = hash & (slots_cap - 1);
   for (;; at = (at + 1) & (slots_cap - 1)) {
     device_slot *s = &slots[at];
-    if (!s->device) {
-      slots_used++;
-      s->hash = hash;
-      return s->device = new_device(key, len);
-    }
-    if (s->hash == hash && s->device->key_len == len && streams_equal(s->device + 1, key, len)) return s->device;
+    if (!s->device || (s->hash == hash && s->device->key_len == len && streams_equal(s->device + 1, key, len))) return s;
   }
 }
 
+static const char suffix[] = ":telemetry";
+enum { SUFFIX_LEN = sizeof suffix - 1 };
+
+static int has_suffix(const uint8_t *key, uint32_t len) {
+  return len > SUFFIX_LEN && streams_equal(key + len - SUFFIX_LEN, suffix, SUFFIX_LEN);
+}
+
+/* A device's readings may come with the suffix and without: two keys, one row. */
+static device *leader_of(device *d, const uint8_t *key, uint32_t len) {
+  uint8_t other[KEY_MAX + SUFFIX_LEN];
+  uint32_t n = d->prefix_len + d->id_len;
+  streams_copy(other, key, n);
+  if (n == len) {
+    streams_copy(other + n, suffix, SUFFIX_LEN);
+    n += SUFFIX_LEN;
+  }
+  const device_slot *twin = device_slot_of(other, n, streams_hash(other, n));
+  return twin->device && twin->device->row == d->row ? twin->device->leader : d;
+}
+
+static device *new_device(const uint8_t *key, uint32_t len) {
+  device *d = streams_malloc(sizeof *d + len);
+  __builtin_memset(d, 0, sizeof *d);
+  d->leader = d;
+  d->key_len = len;
+  streams_copy(d + 1, key, len);
+  while (d->prefix_len < len && key[d->prefix_len++] != ':') {}
+  d->id_len = len - d->prefix_len;
+  if (has_suffix(key + d->prefix_len, d->id_len)) d->id_len -= SUFFIX_LEN;
+  uint32_t row_len = d->prefix_len + d->id_len + 1;
+  if (!d->id_len || has_control(key + d->prefix_len, d->id_len)) d->bad = "the device's name holds control characters or is empty";
+  else if (row_len > KEY_MAX) d->bad = "the key is too long for telemetry";
+  else {
+    uint8_t row_key[KEY_MAX];
+    streams_copy(row_key, key, row_len - 1);
+    row_key[row_len - 1] = SEPARATOR;
+    d->row = streams_find(row_key, row_len);
+    streams_hold(d->row);
+    d->leader = leader_of(d, key, len);
+  }
+  return d;
+}
+
+static device *hashed_device(const uint8_t *key, uint32_t len) {
+  if (slots_used * 2 >= slots_cap) grow_slots();
+  uint32_t hash = streams_hash(key, len);
+  device_slot *s = device_slot_of(key, len, hash);
+  if (!s->device) {
+    slots_used++;
+    s->device = new_device(key, len);
+    s->hash = hash;
+  }
+  return s->device;
+}
+
+/* Devices tend to report in the same order again and again, so the successor is tried before the table. */
+STREAMS_INLINE device *find_device(const uint8_t *key, uint32_t len) {
+  device *d = latest->successor;
+  if (!d || d->key_len != len || !streams_equal(d + 1, key, len)) d = latest->successor = hashed_device(key, len);
+  return latest = d;
+}
+
+STREAMS_INLINE int is_metric(const metric *m, const uint8_t *value, uint32_t len) {
+  return m && m->wire_len <= len && streams_equal(m + 1, value, m->wire_len);
+}
+
+static void forget_near(near_segment *near) {
+  for (uint32_t i = 0; i < NEAR; i++) {
+    if (near[i].row) streams_let_go(near[i].row);
+    near[i] = (near_segment){INT64_MIN, 0};
+  }
+}
+
+static metric *find_metric(const uint8_t *wire, uint32_t len, uint32_t name_at) {
+  metric **list = &metrics[streams_hash(wire, len) % METRIC_LISTS], *m;
+  for (m = *list; m; m = m->next) if (m->wire_len == len && is_metric(m, wire, len)) return m;
+  m = streams_malloc(sizeof *m + len);
+  __builtin_memset(m, 0, sizeof *m);
+  m->next = *list;
+  m->wire_len = len;
+  m->name_at = name_at;
+  forget_near(m->near);
+  streams_copy(m + 1, wire, len);
+  return *list = m;
+}
+
 /* The device's series of a metric, moved to the front; of more than SERIES_MAX metrics, those used least recently are forgotten. */
-static series *find_series(device *d, const uint8_t *metric, uint32_t len) {
+static series *find_series(device *d, metric *m) {
   series **link = &d->first, *s = 0;
   for (;;) {
     s = *link;
-    if (!s || (s->metric_len == len && streams_equal(s->metric, metric, len))) break;
+    if (!s || s->metric == m) break;
     if (!s->next && d->n_series == SERIES_MAX) break; /* the last one is made over */
     link = &s->next;
   }
   if (s) *link = s->next;
-  if (!s || s->metric_len != len || !streams_equal(s->metric, metric, len)) {
-    if (s) streams_free(s, sizeof *s + s->cap);
-    else d->n_series++;
-    s = streams_malloc(sizeof *s + len);
+  if (!s) {
+    s = streams_malloc(sizeof *s);
     __builtin_memset(s, 0, sizeof *s);
-    s->metric = (uint8_t *)(s + 1);
-    s->metric_len = s->cap = len;
-    streams_copy(s + 1, metric, len);
+    d->n_series++;
   }
+  if (s->metric != m) forget_near(s->near);
+  s->metric = d->metric = m;
   s->next = d->first;
   return d->first = s;
 }
 
-static streams_row *segment_row(const device *d, uint32_t id_len, const series *s, int64_t number) {
+/* ---- rows of segments ---- */
+
+static streams_row *segment_row(const device *d, uint32_t id_len, const metric *m, int64_t number) {
   uint8_t key[KEY_MAX], *p = key;
-  uint32_t head = d->prefix_len + id_len;
+  uint32_t head = d->prefix_len + id_len, name_len = m->wire_len - m->name_at;
   streams_copy(p, d + 1, head);
   p += head;
   *p++ = SEPARATOR;
-  streams_copy(p, s->metric, s->metric_len);
-  p += s->metric_len;
+  streams_copy(p, (const uint8_t *)(m + 1) + m->name_at, name_len);
+  p += name_len;
   *p++ = SEPARATOR;
   uint64_t biased = (uint64_t)(number + (1ll << 39));
   for (int shift = 36; shift >= 0; shift -= 4) *p++ = (uint8_t)"0123456789abcdef"[biased >> shift & 15];
   return streams_find(key, (uint32_t)(p - key));
 }
 
-STREAMS_INLINE streams_row *near_row(near_segment *near, const device *d, uint32_t id_len, const series *s, int64_t number) {
-  near_segment *at = &near[(uint64_t)number % NEAR];
-  if (!at->row || at->number != number) *at = (near_segment){number, segment_row(d, id_len, s, number)};
-  return at->row;
-}
-
 STREAMS_INLINE int64_t segment_number(int64_t time) {
   return time >= 0 ? time / SEGMENT_MS : -((SEGMENT_MS - 1 - time) / SEGMENT_MS);
 }
 
-/* Reads a put and finds its rows; prepared.bad says why it will be rejected. */
-STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, prepared *out) {
-  streams_reader in = streams_body(e);
-  uint32_t metric_len;
-  const uint8_t *metric = streams_read_bytes(&in, &metric_len);
-  out->value = b->typed[1] ? streams_get_f64(b->typed[1] + 8 * e->index) : streams_read_double(&in);
-  out->time = b->typed[2] ? (int64_t)streams_get64(b->typed[2] + 8 * e->index) : streams_read_long(&in);
-  if (streams_schema_id(e->value, e->value_len) != READING_ID) { out->bad = "not a streams.Reading"; return; }
-  if (in.error) { out->bad = "malformed value"; return; }
-  if (!(out->value - out->value == 0)) { out->bad = "non-finite value"; return; }
-  if (out->time > TIME_MAX_MS || out->time < -TIME_MAX_MS) { out->bad = "time out of range"; return; }
-  device *d = find_device(e->key, e->key_len);
-  if (d->bad) { out->bad = d->bad; return; }
-  series *s = d->first;
-  if (!s || s->metric_len != metric_len || !streams_equal(s->metric, metric, metric_len)) {
-    if (has_control(metric, metric_len)) { out->bad = "the metric holds control characters"; return; }
-    if (d->prefix_len + d->id_len + metric_len + 12 > KEY_MAX) { out->bad = "the key is too long for telemetry"; return; }
-    s = find_series(d, metric, metric_len);
-  }
-  int64_t number = segment_number(out->time);
-  out->device = d->row;
-  out->segment = near_row(s->near, d, d->id_len, s, number);
-  out->region = near_row(s->region, d, 0, s, number);
+STREAMS_INLINE int has_time(const near_segment *near, int64_t time) { return (uint64_t)(time - near->start) < SEGMENT_MS; }
+
+/* Whether the device cannot have a row of the segment from `start` on, so that none need be asked for: each reading in such
+ * a row has raised the watermark of the device's present life. What an earlier life left (expired, not purged yet) changes
+ * nothing: its clocks are below the present life's first, and the event's clock is not below that one. */
+static int is_new_segment(int64_t append_ms, const streams_row *r, int64_t start) {
+  if (!r->known || r->n_cells != 1 || r->cells->expires_ms <= append_ms) return 0;
+  if (((uint64_t)append_ms << 16) < r->cells->start_hlc) return 0;
+  return ((const device_state *)r->cells->payload.heap)->watermark < start;
 }
 
-/* ---- exports ---- */
+static streams_row *add_near(near_segment *near, const device *d, uint32_t id_len, const metric *m, int64_t time, int64_t append_ms) {
+  int64_t number = segment_number(time), start = number * SEGMENT_MS;
+  streams_row *row = segment_row(d, id_len, m, number);
+  if (id_len && !row->known) row->known = (uint8_t)is_new_segment(append_ms, d->row, start);
+  streams_hold(row);
+  if (near[NEAR - 1].row) streams_let_go(near[NEAR - 1].row);
+  for (uint32_t i = NEAR - 1; i > 0; i--) near[i] = near[i - 1];
+  near[0] = (near_segment){start, row};
+  streams_ask(row);
+  return row;
+}
+
+/* The row of a segment, asked for if need be: of the device, or with id_len 0 of its region. */
+STREAMS_INLINE streams_row *near_row(near_segment *near, const device *d, uint32_t id_len, const metric *m, int64_t time, int64_t append_ms) {
+  for (uint32_t i = 0; i < NEAR; i++) {
+    if (!has_time(&near[i], time)) continue;
+    if (!near[i].row->known) streams_ask(near[i].row);
+    return near[i].row;
+  }
+  return add_near(near, d, id_len, m, time, append_ms);
+}
+
+/* ---- prepare ----
+ *
+ * A batch is folded in chunks, and a chunk device by device: a device's rows are then at hand when its readings come, which
+ * matters more than anything else when many devices report in turn. Only what devices share goes by the log's order: the
+ * region's rows, the outputs, the rejects. A chunk that holds anything but puts is folded in the log's order altogether. */
+
+enum { CHUNK = 1 << 14 };
+typedef struct { int64_t append_ms, expires_ms; uint64_t clock; } moment;
+
+/* One event. Puts: the region's row and the moment; else region 0 and why it is refused, or for a purge its row. */
+typedef struct { streams_row *region; union { uint32_t moment; const char *bad; streams_row *purged; }; } logged;
+
+/* A put that is folded: which event of the chunk, and its rows. */
+typedef struct { uint32_t index; streams_row *device, *segment; } put;
+
+typedef struct { uint32_t n, in_order; } chunk;
+typedef struct { device *device; series *series; metric *metric; uint32_t group; } found_put;
+
+static streams_row late_row = {.known = 1}; /* in a log entry: the reading was late */
+static struct { logged *log; put *puts; moment *moments; chunk *chunks; uint32_t n_moments; } plan;
+static found_put found[CHUNK];
+static uint32_t group_sizes[CHUNK], n_groups, chunk_id;
+
+/* The metric of a value that is not of the device's latest series; NULL: *bad says why there is none. */
+static metric *other_metric(const streams_event *e, const device *d, const char **bad) {
+  streams_reader in = streams_body(e);
+  uint32_t len;
+  const uint8_t *name = streams_read_bytes(&in, &len);
+  *bad = 0;
+  if (streams_schema_id(e->value, e->value_len) != READING_ID) *bad = "not a streams.Reading";
+  else if (in.error) *bad = "malformed value";
+  else if (d->bad) *bad = d->bad;
+  else if (has_control(name, len)) *bad = "the metric holds control characters";
+  else if (d->prefix_len + d->id_len + len + 12 > KEY_MAX) *bad = "the key is too long for telemetry";
+  return *bad ? 0 : find_metric(e->value, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value));
+}
+
+typedef struct { double value; int64_t time; } numbers;
+
+/* The numbers of a put, after `head` bytes of its value. */
+STREAMS_INLINE numbers read_numbers(const streams_batch *b, uint32_t i, streams_reader *in) {
+  numbers x;
+  x.value = b->typed[1] ? streams_get_f64(b->typed[1] + 8 * i) : streams_read_double(in);
+  x.time = b->typed[2] ? (int64_t)streams_get64(b->typed[2] + 8 * i) : streams_read_long(in);
+  return x;
+}
+
+STREAMS_INLINE numbers numbers_of(const streams_batch *b, uint32_t i) {
+  streams_reader in = {0, 0, 0};
+  if (!b->typed[1] || !b->typed[2]) {
+    streams_event e;
+    uint32_t len;
+    streams_event_read(b, i, &e);
+    in = streams_body(&e);
+    streams_read_bytes(&in, &len);
+  }
+  return read_numbers(b, i, &in);
+}
+
+static uint32_t new_group(device *d) {
+  streams_ask(d->row);
+  d->chunk = chunk_id;
+  group_sizes[n_groups] = 0;
+  return d->group = n_groups++;
+}
+
+/* Whether the put will be folded; else at->bad says why it is refused. */
+STREAMS_INLINE int prepare_put(const streams_batch *b, const streams_event *e, logged *at, found_put *to) {
+  device *d = find_device(e->key, e->key_len);
+  metric *m = d->metric;
+  at->region = 0;
+  if (!is_metric(m, e->value, e->value_len)) {
+    m = other_metric(e, d, &at->bad);
+    if (!m) return 0;
+    find_series(d, m);
+  }
+  streams_reader in = {e->value + m->wire_len, e->value + e->value_len, 0};
+  numbers x = read_numbers(b, e->index, &in);
+  at->bad = in.error ? "malformed value" : !(x.value - x.value == 0) ? "non-finite value"
+            : x.time > TIME_MAX_MS || x.time < -TIME_MAX_MS ? "time out of range" : 0;
+  if (at->bad) return 0;
+  at->region = near_row(m->near, d, 0, m, x.time, 0);
+  device *leader = d->leader;
+  to->group = leader->chunk == chunk_id ? leader->group : new_group(leader);
+  group_sizes[to->group]++;
+  to->device = d;
+  to->series = d->first;
+  to->metric = m;
+  return 1;
+}
+
+/* The moment of an event: most have that of the event before. */
+STREAMS_INLINE uint32_t moment_of(const streams_event *e) {
+  moment now = {e->append_ms, e->expires_ms, streams_max(e->hlc, (uint64_t)e->append_ms << 16)};
+  uint32_t n = plan.n_moments;
+  const moment *last = &plan.moments[n - 1];
+  if (n && last->append_ms == now.append_ms && last->expires_ms == now.expires_ms && last->clock == now.clock) return n - 1;
+  plan.moments[plan.n_moments++] = now;
+  return n;
+}
+
+/* The puts of the chunk by device, keeping each device's order; or all by the log's order. Asks for their rows. */
+static void plan_puts(const streams_batch *b, chunk *c, uint32_t first, uint32_t n) {
+  put *puts = plan.puts + first;
+  uint32_t at = 0;
+  for (uint32_t g = 0; g < n_groups; g++) {
+    uint32_t size = group_sizes[g];
+    group_sizes[g] = at;
+    at += size;
+  }
+  c->n = c->in_order ? n : at;
+  for (uint32_t i = 0; i < n; i++)
+    if (plan.log[first + i].region) puts[c->in_order ? i : group_sizes[found[i].group]++].index = i;
+  for (uint32_t i = 0; i < c->n; i++) {
+    uint32_t index = c->in_order ? i : puts[i].index;
+    const logged *e = &plan.log[first + index];
+    if (!e->region) continue;
+    const found_put *f = &found[index];
+    series *s = f->series->metric == f->metric ? f->series : find_series(f->device, f->metric); /* it may have been made over */
+    puts[i].device = f->device->row;
+    puts[i].segment = near_row(s->near, f->device, f->device->id_len, f->metric, numbers_of(b, first + index).time,
+                               plan.moments[e->moment].append_ms);
+  }
+}
+
+static void prepare_chunk(const streams_batch *b, chunk *c, uint32_t first, uint32_t n) {
+  n_groups = 0;
+  chunk_id++;
+  c->in_order = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    streams_event e;
+    streams_event_read(b, first + i, &e);
+    logged *at = &plan.log[first + i];
+    if (e.op == STREAMS_OP_PUT) {
+      if (prepare_put(b, &e, at, &found[i])) at->moment = moment_of(&e);
+      continue;
+    }
+    c->in_order = 1;
+    at->region = at->purged = 0;
+    if (e.op == STREAMS_OP_PURGE && has_control(e.key, e.key_len)) { /* else of the device's own key: no row of ours */
+      at->purged = streams_find(e.key, e.key_len);
+      streams_ask(at->purged);
+      streams_hold(at->purged);
+      streams_let_go(at->purged); /* on the list, if nothing changes it */
+    }
+  }
+  plan_puts(b, c, first, n);
+}
 
 STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
   streams_batch b;
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
-  round_events = streams_scratch(b.n * sizeof *round_events + 16);
+  plan.log = streams_scratch(b.n * sizeof *plan.log);
+  plan.puts = streams_scratch(b.n * sizeof *plan.puts);
+  plan.moments = streams_scratch(b.n * sizeof *plan.moments);
+  plan.chunks = streams_scratch((b.n / CHUNK + 1) * sizeof *plan.chunks);
+  plan.n_moments = 0;
   streams_ask_begin(3 * b.n);
-  for (uint32_t i = 0; i < b.n; i++) {
-    streams_event e;
-    streams_event_read(&b, i, &e);
-    prepared *at = &round_events[i];
-    at->device = at->segment = at->region = 0;
-    at->bad = 0;
-    if (e.op == STREAMS_OP_PUT) {
-      prepare_put(&b, &e, at);
-    } else if (e.op == STREAMS_OP_PURGE && has_control(e.key, e.key_len)) { /* else of the device's own key: no row of ours */
-      at->segment = streams_find(e.key, e.key_len);
-    }
-    if (at->segment) streams_ask(at->segment);
-    if (at->device) { streams_ask(at->device); streams_ask(at->region); }
-  }
+  for (uint32_t at = 0; at < b.n; at += CHUNK) prepare_chunk(&b, &plan.chunks[at / CHUNK], at, b.n - at < CHUNK ? b.n - at : CHUNK);
   return streams_answer_missing(p, b.n);
 }
 
-STREAMS_INLINE void fold_put(const streams_event *e, const prepared *at) {
-  streams_cell *c = streams_touch_single(e, at->device);
+/* ---- fold ---- */
+
+/* The row that was touched last, and at which moment. Touching it again at the same moment only moves its clock on. */
+typedef struct { streams_row *row; streams_cell *cell; uint32_t moment; } latest_touch;
+static latest_touch at_device, at_segment, at_region;
+
+STREAMS_INLINE streams_cell *touch(latest_touch *t, streams_row *r, uint32_t moment_number) {
+  if (t->row == r && t->moment == moment_number) {
+    t->cell->last_hlc = ++r->last_hlc;
+    return t->cell;
+  }
+  const moment *m = &plan.moments[moment_number];
+  streams_cell *c = streams_touch_at(r, m->clock, m->append_ms, m->expires_ms);
+  *t = (latest_touch){m->expires_ms > m->append_ms ? r : 0, c, moment_number};
+  return c;
+}
+
+static void forget_touches(void) { at_device.row = at_segment.row = at_region.row = 0; }
+
+STREAMS_INLINE void fold_into(latest_touch *t, streams_row *r, uint32_t moment_number, numbers x) {
+  streams_cell *c = touch(t, r, moment_number);
+  if (!c->payload.heap) c->payload.heap = (uint8_t *)new_segment(segment_number(x.time) * SEGMENT_MS);
+  add_reading((segment *)c->payload.heap, x.value, x.time, bucket_of(x.value));
+}
+
+/* The device's own rows. A late reading changes its count alone, and its entry in the log says so. */
+STREAMS_INLINE void fold_put(const streams_batch *b, uint32_t i, const put *at) {
+  uint32_t now = plan.log[i].moment;
+  numbers x = numbers_of(b, i);
+  streams_cell *c = touch(&at_device, at->device, now);
   if (!c->payload.heap) c->payload.heap = (uint8_t *)new_device_state();
   device_state *d = (device_state *)c->payload.heap;
-  d->appended = streams_max_i64(d->appended, e->append_ms);
-  if (d->watermark > INT64_MIN && at->time < d->watermark - GRACE_MS) {
+  d->appended = streams_max_i64(d->appended, plan.moments[now].append_ms);
+  if (d->watermark > INT64_MIN && x.time < d->watermark - GRACE_MS) {
     d->late++;
-    streams_output(0, e->key, e->key_len, e->value, e->value_len);
+    plan.log[i].region = &late_row;
     return;
   }
-  d->watermark = streams_max_i64(d->watermark, at->time);
-  int32_t bucket = bucket_of(at->value);
-  streams_row *rows[2] = {at->segment, at->region};
-  for (int i = 0; i < 2; i++) {
-    c = streams_touch_single(e, rows[i]);
-    if (!c->payload.heap) c->payload.heap = (uint8_t *)new_segment(segment_number(at->time) * SEGMENT_MS);
-    add_reading((segment *)c->payload.heap, at->value, at->time, bucket);
+  d->watermark = streams_max_i64(d->watermark, x.time);
+  fold_into(&at_segment, at->segment, now, x);
+}
+
+STREAMS_INLINE void fold_shared(const streams_batch *b, uint32_t i) {
+  const logged *at = &plan.log[i];
+  if (at->region != &late_row) {
+    fold_into(&at_region, at->region, at->moment, numbers_of(b, i));
+    return;
   }
+  streams_event e;
+  streams_event_read(b, i, &e);
+  streams_output(0, e.key, e.key_len, e.value, e.value_len);
+}
+
+/* An event that is no good put; whether it is refused. */
+static int fold_other(const streams_batch *b, uint32_t i) {
+  const logged *at = &plan.log[i];
+  streams_event e;
+  streams_event_read(b, i, &e);
+  if (e.op == STREAMS_OP_PUT) return streams_reject(at->bad);
+  if (e.op == STREAMS_OP_PURGE) return at->purged && streams_purge(&e, at->purged);
+  return e.op != STREAMS_OP_DELETE && streams_reject("unknown operation");
+}
+
+/* 0; else rows that the chunk needs are not loaded. */
+static int fold_chunk(const streams_batch *b, const chunk *c, uint32_t first, uint32_t n, streams_reject_list *rejects) {
+  put *puts = plan.puts + first;
+  if (!c->in_order) {
+    for (uint32_t i = 0; i < c->n; i++) {
+      if (!puts[i].device->known || !puts[i].segment->known) return 1;
+      fold_put(b, first + puts[i].index, &puts[i]);
+    }
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t at = first + i;
+    const logged *e = &plan.log[at];
+    if (e->region) {
+      if (!e->region->known) return 1;
+      if (c->in_order) {
+        if (!puts[i].device->known || !puts[i].segment->known) return 1;
+        fold_put(b, at, &puts[i]);
+      }
+      fold_shared(b, at);
+      continue;
+    }
+    if (b->op[at] == STREAMS_OP_PURGE && e->purged && !e->purged->known) return 1;
+    if (fold_other(b, at)) streams_add_reject(rejects, at);
+    forget_touches();
+  }
+  return 0;
 }
 
 STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint32_t len) {
@@ -470,17 +833,8 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
   if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
   streams_reject_list rejects = {0, 0, 0, 0};
-  for (uint32_t i = 0; i < b.n; i++) {
-    const prepared *at = &round_events[i];
-    streams_event e;
-    streams_event_read(&b, i, &e);
-    int rejected = 0;
-    if ((at->segment && !at->segment->known) || (at->device && !(at->device->known && at->region->known))) return streams_answer(0, 0, -4);
-    if (at->bad) rejected = streams_reject(at->bad);
-    else if (e.op == STREAMS_OP_PUT) fold_put(&e, at);
-    else if (e.op == STREAMS_OP_PURGE) rejected = at->segment && streams_purge(&e, at->segment);
-    else if (e.op != STREAMS_OP_DELETE) rejected = streams_reject("unknown operation");
-    if (rejected) streams_add_reject(&rejects, i);
-  }
+  forget_touches();
+  for (uint32_t at = 0; at < b.n; at += CHUNK)
+    if (fold_chunk(&b, &plan.chunks[at / CHUNK], at, b.n - at < CHUNK ? b.n - at : CHUNK, &rejects)) return streams_answer(0, 0, -4);
   return streams_answer_rejects(&rejects);
 }

@@ -1,0 +1,368 @@
+/* anomaly: flags the readings of each (device, metric) that are far from what its recent past leads to expect.
+ *
+ * Input: puts of streams.Reading to `device:{id}:telemetry` (or any key of the keyspace, as in ../telemetry). Deletes of a
+ * device's key leave what was learned. Purges (op 2) carry the row's own key.
+ * Row: `device:{id}:{metric}` (`%` and `:` of the metric as %25 and %3a, so that keys are not ambiguous), a
+ * streams.Anomaly; it expires with its latest reading. Output: a streams.Alert for each flagged reading, by the reading's key.
+ *
+ * Readings are judged in the log's order. One older than the latest before it is late: counted, not judged, and it teaches
+ * nothing. (Equal times are fine.) So the table depends on the log alone.
+ *
+ * The test. Level m: exponentially weighted mean (weight 1/10) of readings, each first pulled to within 3 s of m (Huber, Robust
+ * estimation of a location parameter, 1964), so an anomaly moves its own baseline little, however large. Deviation d:
+ * exponentially weighted mean of |x - m|, likewise clipped at 3 s (weight 1/100: a scale needs more readings than a level, and
+ * what is judged by it should hardly move it); s = 1.2533 d estimates the standard deviation of a normal distribution
+ * (E|x| = s sqrt(2/pi)). s is at least a thousandth of |m|: less is resolution, not signal, and a constant series must not
+ * make s 0. Weights are 1/n while that is more, and the first 8 readings are not clipped. After WARM_UP readings
+ * |x - m| > THRESHOLD s is flagged. RUN flagged readings in a row on one side are a new level: their mean and their mean
+ * absolute deviation (if that is more) replace m and d. */
+#define STREAMS_NATIVE
+#include "streams_rows.h"
+
+enum { KEY_MAX = 1024, UNCLIPPED = 8 };
+#define TIME_MAX_MS 253402300799999ll /* the year 9999; as far before 1970 */
+#define LIMIT 1e300                   /* the baseline sees no larger values: nothing overflows */
+#define SCORE_MAX 1e6
+#define CLIP 3.0
+#define LEVEL_WEIGHT 0.1
+#define DEVIATION_WEIGHT 0.01
+#define NORMAL 1.2533141373155003 /* sqrt(pi / 2) */
+#define RESOLUTION 1e-3
+#define LEAST 1e-9
+
+typedef struct { double value, expected, score; int64_t time; } alert;
+typedef struct {
+  double value, expected, score, level, deviation, run_level, run_deviation;
+  int64_t time, readings, late, anomalies, shifts, run;
+  uint32_t anomalous, n_alerts;
+  alert alerts[ALERTS]; /* the latest is at (anomalies - 1) % ALERTS */
+} state;
+
+static void streams_native_free(void *native) { streams_free(native, sizeof(state)); }
+
+/* ---- stored rows ---- */
+
+/* The metric in a row's key, unescaped into `to`; its length. */
+static uint32_t metric_of(const streams_row *r, uint8_t *to) {
+  const uint8_t *key = streams_row_key((streams_row *)r);
+  uint32_t at = r->key_len, n = 0;
+  while (at && key[at - 1] != ':') at--;
+  for (; at < r->key_len; at++) {
+    uint8_t c = key[at];
+    if (c == '%' && at + 2 < r->key_len) {
+      c = key[at + 1] == '3' ? ':' : '%';
+      at += 2;
+    }
+    to[n++] = c;
+  }
+  return n;
+}
+
+static uint32_t streams_native_size(const streams_row *r, const void *native) {
+  const state *s = native;
+  uint8_t metric[KEY_MAX];
+  uint32_t len = metric_of(r, metric), n = 5 + streams_long_size(len) + len + 7 * 8 + 1;
+  n += streams_long_size(s->time) + streams_long_size(s->readings) + streams_long_size(s->late) + streams_long_size(s->anomalies);
+  n += streams_long_size(s->shifts) + streams_long_size(s->run) + 1;
+  for (uint32_t i = 0; i < s->n_alerts; i++) n += 24 + streams_long_size(s->alerts[i].time);
+  return n + (s->n_alerts ? streams_long_size(s->n_alerts) : 0);
+}
+
+static uint8_t *write_bytes(uint8_t *p, const uint8_t *from, uint32_t len) {
+  p = streams_write_long(p, len);
+  streams_copy(p, from, len);
+  return p + len;
+}
+
+/* The kept alerts start here in the ring. */
+STREAMS_INLINE uint32_t first_alert(const state *s) { return (uint32_t)((uint64_t)(s->anomalies - s->n_alerts) % ALERTS); }
+
+static uint32_t streams_native_write(const streams_row *r, const void *native, uint8_t *to) {
+  const state *s = native;
+  uint8_t metric[KEY_MAX], *p = streams_write_prefix(to, ANOMALY_ID);
+  p = write_bytes(p, metric, metric_of(r, metric));
+  p = streams_write_long(streams_write_double(p, s->value), s->time);
+  p = streams_write_double(streams_write_double(p, s->expected), s->score);
+  *p++ = (uint8_t)s->anomalous;
+  p = streams_write_long(streams_write_long(p, s->readings), s->late);
+  p = streams_write_long(streams_write_long(p, s->anomalies), s->shifts);
+  p = streams_write_double(streams_write_double(p, s->level), s->deviation);
+  p = streams_write_double(streams_write_double(streams_write_long(p, s->run), s->run_level), s->run_deviation);
+  if (s->n_alerts) p = streams_write_long(p, s->n_alerts);
+  for (uint32_t i = 0, at = first_alert(s); i < s->n_alerts; i++, at = (at + 1) % ALERTS) {
+    const alert *a = &s->alerts[at];
+    p = streams_write_long(streams_write_double(p, a->value), a->time);
+    p = streams_write_double(streams_write_double(p, a->expected), a->score);
+  }
+  *p++ = 0;
+  return (uint32_t)(p - to);
+}
+
+static int streams_native_read(const streams_row *r, uint8_t **native, const uint8_t *from, uint32_t len) {
+  (void)r;
+  if (streams_schema_id(from, len) != ANOMALY_ID) return 1;
+  streams_reader in = {from + 5, from + len, 0};
+  state *s = streams_malloc(sizeof *s);
+  *native = (uint8_t *)s;
+  uint32_t skipped;
+  streams_read_bytes(&in, &skipped);
+  s->value = streams_read_double(&in);
+  s->time = streams_read_long(&in);
+  s->expected = streams_read_double(&in);
+  s->score = streams_read_double(&in);
+  s->anomalous = (uint32_t)streams_read_boolean(&in);
+  s->readings = streams_read_long(&in);
+  s->late = streams_read_long(&in);
+  s->anomalies = streams_read_long(&in);
+  s->shifts = streams_read_long(&in);
+  s->level = streams_read_double(&in);
+  s->deviation = streams_read_double(&in);
+  s->run = streams_read_long(&in);
+  s->run_level = streams_read_double(&in);
+  s->run_deviation = streams_read_double(&in);
+  int64_t n = streams_read_long(&in);
+  if (in.error || n < 0 || n > ALERTS || s->anomalies < n) return 1;
+  s->n_alerts = (uint32_t)n;
+  for (uint32_t i = 0, at = first_alert(s); i < s->n_alerts; i++, at = (at + 1) % ALERTS) {
+    alert *a = &s->alerts[at];
+    a->value = streams_read_double(&in);
+    a->time = streams_read_long(&in);
+    a->expected = streams_read_double(&in);
+    a->score = streams_read_double(&in);
+  }
+  if (n && streams_read_long(&in)) return 1; /* the end of the array */
+  return in.error || in.p != in.end;
+}
+
+/* ---- the test ---- */
+
+STREAMS_INLINE double clamp(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+STREAMS_INLINE double magnitude(double x) { return x < 0 ? -x : x; }
+
+STREAMS_INLINE double sigma_of(const state *s) {
+  double sigma = NORMAL * s->deviation, least = RESOLUTION * magnitude(s->level) + LEAST;
+  return sigma > least ? sigma : least;
+}
+
+/* Mean and mean absolute deviation of the flagged readings in a row on one side; when they are many enough, the new level. */
+static void extend_run(state *s, double x, int64_t side) {
+  if (s->run * side <= 0) { s->run = 0; s->run_level = s->run_deviation = 0; }
+  s->run += side;
+  double weight = 1 / (double)(s->run * side), off = magnitude(x - s->run_level);
+  if (s->run == side) { s->run_level = x; return; }
+  s->run_level += weight * (x - s->run_level);
+  s->run_deviation += weight * (off - s->run_deviation);
+  if (s->run * side < RUN) return;
+  s->level = s->run_level;
+  if (s->run_deviation > s->deviation) s->deviation = s->run_deviation;
+  s->run = 0;
+  s->run_level = s->run_deviation = 0;
+  s->shifts++;
+}
+
+/* Judges the reading and learns from it. */
+static void judge(state *s, double value, int64_t time) {
+  double x = clamp(value, LIMIT), off = s->readings ? x - s->level : 0, sigma = sigma_of(s), clip = CLIP * sigma;
+  double n = (double)++s->readings, seen = 1 / n;
+  s->value = value;
+  s->time = time;
+  s->expected = s->readings > 1 ? s->level : x;
+  s->score = s->readings > WARM_UP ? clamp(off / sigma, SCORE_MAX) : 0;
+  s->anomalous = magnitude(s->score) > THRESHOLD;
+  double pulled = s->readings > UNCLIPPED ? clamp(off, clip) : off;
+  if (s->readings == 1) s->level = x;
+  s->level += (seen > LEVEL_WEIGHT ? seen : LEVEL_WEIGHT) * pulled;
+  if (s->readings > 1) {
+    seen = 1 / (n - 1);
+    s->deviation += (seen > DEVIATION_WEIGHT ? seen : DEVIATION_WEIGHT) * (magnitude(pulled) - s->deviation);
+  }
+  if (!s->anomalous) { s->run = 0; s->run_level = s->run_deviation = 0; return; }
+  s->alerts[s->anomalies++ % ALERTS] = (alert){value, s->expected, s->score, time};
+  s->n_alerts += s->n_alerts < ALERTS;
+  extend_run(s, x, s->score > 0 ? 1 : -1);
+}
+
+/* ---- from an event to its row; sources stay as long as the instance lives ---- */
+
+typedef struct source {
+  struct source *successor; /* of the reading that last came after one of this source */
+  streams_row *row;
+  const char *bad;
+  uint32_t key_len, wire_len, id_at, id_len, name_at; /* the event's key, then prefix and metric of its value, follow the struct */
+} source;
+
+typedef struct { uint32_t hash; source *source; } source_slot;
+static source_slot *slots;
+static uint32_t slots_cap, slots_used;
+static source no_source, *latest = &no_source;
+
+typedef struct { source *source; const char *bad; double value; int64_t time; } prepared;
+static prepared *round_events;
+
+static int has_control(const uint8_t *p, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) if (p[i] < 0x20) return 1;
+  return 0;
+}
+
+STREAMS_INLINE int is_source(const source *s, const streams_event *e) {
+  const uint8_t *bytes = (const uint8_t *)(s + 1);
+  return s->key_len == e->key_len && s->wire_len <= e->value_len && streams_equal(bytes, e->key, s->key_len) &&
+         streams_equal(bytes + s->key_len, e->value, s->wire_len);
+}
+
+/* The row's key; 0: it would be too long. */
+static uint32_t row_key(const source *s, uint8_t *key) {
+  const uint8_t *bytes = (const uint8_t *)(s + 1), *name = bytes + s->key_len + s->name_at;
+  uint32_t n = s->id_at + s->id_len, name_len = s->wire_len - s->name_at;
+  if (n + 1 + name_len > KEY_MAX) return 0;
+  streams_copy(key, bytes, n);
+  key[n++] = ':';
+  for (uint32_t i = 0; i < name_len; i++) {
+    if (n + 3 > KEY_MAX) return 0;
+    if (name[i] != ':' && name[i] != '%') { key[n++] = name[i]; continue; }
+    key[n++] = '%';
+    key[n++] = name[i] == ':' ? '3' : '2';
+    key[n++] = name[i] == ':' ? 'a' : '5';
+  }
+  return n;
+}
+
+static source *new_source(const streams_event *e, uint32_t wire_len, uint32_t name_at) {
+  static const char suffix[] = ":telemetry";
+  enum { SUFFIX_LEN = sizeof suffix - 1 };
+  source *s = streams_malloc(sizeof *s + e->key_len + wire_len);
+  __builtin_memset(s, 0, sizeof *s);
+  uint8_t *bytes = (uint8_t *)(s + 1), key[KEY_MAX];
+  s->key_len = e->key_len;
+  s->wire_len = wire_len;
+  s->name_at = name_at;
+  streams_copy(bytes, e->key, e->key_len);
+  streams_copy(bytes + e->key_len, e->value, wire_len);
+  while (s->id_at < s->key_len && bytes[s->id_at++] != ':') {}
+  s->id_len = s->key_len - s->id_at;
+  if (s->id_len > SUFFIX_LEN && streams_equal(bytes + s->key_len - SUFFIX_LEN, suffix, SUFFIX_LEN)) s->id_len -= SUFFIX_LEN;
+  uint32_t len = row_key(s, key);
+  if (!s->id_len || has_control(bytes + s->id_at, s->id_len)) s->bad = "the device's name holds control characters or is empty";
+  else if (has_control(bytes + s->key_len + name_at, wire_len - name_at)) s->bad = "the metric holds control characters";
+  else if (!len) s->bad = "the key is too long for anomaly";
+  else s->row = streams_find(key, len);
+  return s;
+}
+
+static void grow_slots(void) {
+  uint32_t cap = slots_cap ? slots_cap * 2 : 1024;
+  source_slot *grown = streams_malloc(cap * sizeof *grown);
+  __builtin_memset(grown, 0, cap * sizeof *grown);
+  for (uint32_t i = 0; i < slots_cap; i++) {
+    if (!slots[i].source) continue;
+    uint32_t at = slots[i].hash & (cap - 1);
+    while (grown[at].source) at = (at + 1) & (cap - 1);
+    grown[at] = slots[i];
+  }
+  if (slots_cap) streams_free(slots, slots_cap * sizeof *slots);
+  slots = grown;
+  slots_cap = cap;
+}
+
+static source *hashed_source(const streams_event *e, uint32_t wire_len, uint32_t name_at) {
+  if (slots_used * 2 >= slots_cap) grow_slots();
+  uint32_t hash = streams_hash(e->key, e->key_len) ^ streams_hash(e->value, wire_len) * 0x9E3779B1u;
+  for (uint32_t at = hash & (slots_cap - 1);; at = (at + 1) & (slots_cap - 1)) {
+    source_slot *s = &slots[at];
+    if (!s->source) {
+      slots_used++;
+      s->hash = hash;
+      return s->source = new_source(e, wire_len, name_at);
+    }
+    if (s->hash == hash && s->source->wire_len == wire_len && is_source(s->source, e)) return s->source;
+  }
+}
+
+STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, prepared *at) {
+  source *s = latest->successor;
+  if (!s || !is_source(s, e)) { /* sources tend to report in the same order again and again */
+    streams_reader in = streams_body(e);
+    uint32_t len;
+    const uint8_t *name = streams_read_bytes(&in, &len);
+    if (streams_schema_id(e->value, e->value_len) != READING_ID) { at->bad = "not a streams.Reading"; return; }
+    if (in.error) { at->bad = "malformed value"; return; }
+    s = latest->successor = hashed_source(e, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value));
+  }
+  latest = s;
+  streams_reader in = {e->value + s->wire_len, e->value + e->value_len, 0};
+  at->value = b->typed[1] ? streams_get_f64(b->typed[1] + 8 * e->index) : streams_read_double(&in);
+  at->time = b->typed[2] ? (int64_t)streams_get64(b->typed[2] + 8 * e->index) : streams_read_long(&in);
+  at->bad = s->bad;
+  if (in.error) at->bad = "malformed value";
+  else if (!(at->value - at->value == 0)) at->bad = "non-finite value";
+  else if (at->time > TIME_MAX_MS || at->time < -TIME_MAX_MS) at->bad = "time out of range";
+  if (at->bad) return;
+  at->source = s;
+  streams_ask(s->row);
+}
+
+/* ---- exports ---- */
+
+static streams_row *purged_row(const streams_event *e) { return streams_find(e->key, e->key_len); }
+
+STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
+  streams_batch b;
+  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
+  round_events = streams_scratch(b.n * sizeof *round_events);
+  streams_ask_begin(b.n);
+  for (uint32_t i = 0; i < b.n; i++) {
+    streams_event e;
+    streams_event_read(&b, i, &e);
+    round_events[i].source = 0;
+    round_events[i].bad = 0;
+    if (e.op == STREAMS_OP_PUT) prepare_put(&b, &e, &round_events[i]);
+    else if (e.op == STREAMS_OP_PURGE) streams_ask(purged_row(&e));
+  }
+  return streams_answer_missing(p, b.n);
+}
+
+static void put_alert(const streams_event *e, const source *from, const state *s) {
+  uint8_t value[2 * KEY_MAX + 128], *p = streams_write_prefix(value, ALERT_ID);
+  const uint8_t *bytes = (const uint8_t *)(from + 1);
+  p = write_bytes(p, bytes + from->id_at, from->id_len);
+  p = write_bytes(p, bytes + from->key_len + from->name_at, from->wire_len - from->name_at);
+  p = streams_write_long(streams_write_double(p, s->value), s->time);
+  p = streams_write_double(streams_write_double(p, s->expected), s->score);
+  streams_output(0, e->key, e->key_len, value, (uint32_t)(p - value));
+}
+
+STREAMS_INLINE void fold_put(const streams_event *e, const prepared *at) {
+  streams_cell *c = streams_touch_single(e, at->source->row);
+  state *s = (state *)c->payload.heap;
+  if (!s) {
+    s = streams_malloc(sizeof *s);
+    __builtin_memset(s, 0, sizeof *s);
+    c->payload.heap = (uint8_t *)s;
+  } else if (at->time < s->time) {
+    s->late++;
+    return;
+  }
+  judge(s, at->value, at->time);
+  if (s->anomalous) put_alert(e, at->source, s);
+}
+
+STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint32_t len) {
+  streams_batch b;
+  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
+  if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
+  streams_reject_list rejects = {0, 0, 0, 0};
+  for (uint32_t i = 0; i < b.n; i++) {
+    const prepared *at = &round_events[i];
+    streams_event e;
+    streams_event_read(&b, i, &e);
+    streams_row *row = at->source ? at->source->row : e.op == STREAMS_OP_PURGE ? purged_row(&e) : 0;
+    int rejected = 0;
+    if (row && !row->known) return streams_answer(0, 0, -4);
+    if (at->source) fold_put(&e, at);
+    else if (at->bad) rejected = streams_reject(at->bad);
+    else if (e.op == STREAMS_OP_PURGE) rejected = streams_purge(&e, row);
+    else if (e.op != STREAMS_OP_DELETE) rejected = streams_reject("unknown operation");
+    if (rejected) streams_add_reject(&rejects, i);
+  }
+  return streams_answer_rejects(&rejects);
+}
