@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "table": Entry("streams.cli.data:app", "Show a table's rows in key order."),
     "load": Entry("streams.cli.load:app", "Put a CSV, NDJSON, Parquet or Arrow file."),
     "export": Entry("streams.cli.export:app", "Write a table's rows to such a file."),
+    "verify": Entry("streams.cli.verify:verify", "Check that a history of concurrent clients is linearizable."),
     "demo": Entry("streams.demo.command:demo", "Run a use case end to end."),
     "bench": Entry("streams.bench.command:app", "Measure, beside peers."),
     "worker": Entry("streams.cli.worker:worker", "One worker process, for the many-machine topology."),
