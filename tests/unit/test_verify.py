@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
-import itertools
 import shutil
 import subprocess
 import sys
