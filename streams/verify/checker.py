@@ -16,7 +16,16 @@ import orjson
 
 from streams.model.errors import BadInput
 from streams.verify.history import Operation, refuse
-from streams.verify.keyed import KV, REGISTER, KvKeys, KvQuestion, Question, drop_unseen, register_question
+from streams.verify.keyed import (
+    KV,
+    REGISTER,
+    KvKeys,
+    KvQuestion,
+    Question,
+    drop_unseen,
+    drop_unseen_writes,
+    register_question,
+)
 from streams.verify.orders import BOOK, BookQuestion, Scale
 from streams.verify.values import Texts
 from streams.wasm.engine import HOST, Limits, ModuleCache, TrapKind, UdfTrap
@@ -159,7 +168,7 @@ def _stores(stored: list[tuple[Operation, KvQuestion]], ties: KvKeys) -> list[_P
     found = []
     for root, keys in ties.groups().items():
         numbers = {key: i for i, key in enumerate(keys)}
-        pairs = members[root]
+        pairs = drop_unseen_writes(members[root])
         questions = [asked.question(numbers) for _, asked in pairs]
         found.append(_Partition(", ".join(keys), KV, [each for each, _ in pairs], questions, keys))
     return found

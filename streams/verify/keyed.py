@@ -202,3 +202,49 @@ class KvQuestion:
                 "applied": self.applied,
             },
         }
+
+
+Asked = tuple[Operation, KvQuestion]
+
+
+class _Witnesses:
+    """What answers say of keys: values seen, versions told, and keys where an unseen write could have mattered."""
+
+    def __init__(self, pairs: Iterable[Asked]) -> None:
+        self.values: set[tuple[str, int]] = set()
+        versions: set[tuple[str, int]] = set()
+        self.touchy: set[str] = set()
+        known = [asked for operation, asked in pairs if operation.known]
+        for asked in known:
+            self.values |= {(key, value) for key, value, _ in asked.reads}
+            versions |= {(key, version) for key, _, version in asked.reads}
+            self.touchy |= {key for key, _ in asked.existed}
+            if asked.applied:
+                written = {key for key, _ in asked.writes}
+                versions |= {(key, version) for key, version in asked.told if key in written}
+        for operation, asked in pairs:
+            refused = operation.known and not asked.applied
+            told = dict(asked.told)
+            for key, version in asked.conditions:
+                if refused:
+                    fixed = key in told and (key, told[key]) in versions
+                else:
+                    fixed = version == 0 or (key, version) in versions
+                if not fixed:
+                    self.touchy.add(key)
+
+    def need(self, asked: KvQuestion) -> bool:
+        """Whether some answer may need this write to have happened."""
+        return any(not value or key in self.touchy or (key, value) in self.values for key, value in asked.writes)
+
+
+def drop_unseen_writes(pairs: list[Asked]) -> list[Asked]:
+    """Without puts of unknown outcome that no answer can need: as if they never took effect.
+
+    Take an order that explains every answer, and such a put in it. Until the next write of its key nobody reads its
+    value, and nobody names its version either: each version that is named there was told of another write, and versions
+    of a key differ. So the order without it explains every answer too (what was unknown there as well never happens).
+    Where a condition could be about it (`touchy`), or it deletes, it stays.
+    """
+    witnesses = _Witnesses(pairs)
+    return [(each, asked) for each, asked in pairs if each.known or witnesses.need(asked)]

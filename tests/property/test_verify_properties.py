@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from streams.verify import Outcome
+from streams.model.errors import BadInput
+from streams.verify import Outcome, checker
 from tests.property.book_model import PlainBook
 from tests.support.histories import INFO, Store, judge, line, run_clients, sequence
 
@@ -59,6 +60,29 @@ def test_histories_of_a_correct_store_pass_and_changed_reads_mostly_fail(seed: i
         changed[rng.choice(reads)]["value"]["value"] = rng.choice(reads)  # often a value that someone wrote
         caught += judge(changed).outcome is Outcome.ILLEGAL
     assert caught >= ROUNDS * 2 // 3, (seed, caught)
+
+
+def test_leaving_out_unseen_writes_changes_no_verdict(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    found: dict[Outcome, int] = {}
+    for _ in range(2 * ROUNDS):
+        lines = run_clients(rng, Store().apply, store_asker(rng), 48)
+        answers = [each for each in lines if each["type"] == "ok" and isinstance(each["value"], dict)]
+        if rng.random() < 0.7:
+            name = rng.choice(["value", "version", "applied"])
+            chosen = [each for each in answers if name in each["value"]]
+            changed, other = rng.sample(chosen, 2)
+            if name != "applied" or (changed["f"] == "put" and "version" in changed["value"]):
+                changed["value"][name] = other["value"][name]
+        try:
+            short = judge(lines).outcome
+        except BadInput:
+            continue  # refused though it had no condition
+        with monkeypatch.context() as patch:
+            patch.setattr(checker, "drop_unseen_writes", lambda pairs: pairs)
+            assert judge(lines).outcome is short, seed
+        found[short] = found.get(short, 0) + 1
+    assert found[Outcome.OK] and found[Outcome.ILLEGAL], (seed, found)
 
 
 def test_histories_of_a_correct_register_pass(seed: int) -> None:
