@@ -174,7 +174,8 @@ def test_malformed_lines_are_named(lines: list[object], named: str) -> None:
 
 
 def test_a_history_is_bounded() -> None:
-    text = (json.dumps(GOOD) + "\n").encode() * 100
+    text = "".join(json.dumps(GOOD | {"process": i}) + "\n" for i in range(100)).encode()
+    assert len(read_history(io.BytesIO(text), len(text))) == 100
     with pytest.raises(TooLarge, match="HISTORY"):
         read_history(io.BytesIO(text), len(text) - 1)
 
