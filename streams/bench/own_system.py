@@ -61,12 +61,13 @@ def streams_command(*arguments: str, data: Path, timeout_s: float = 60.0) -> str
 
 
 @contextmanager
-def own_system() -> Iterator[OwnSystem]:
-    """The two-region default, empty, while the context lasts; StreamsError when it does not come up."""
+def own_system(*regions: str) -> Iterator[OwnSystem]:
+    """The two-region default, or these regions, empty, while the context lasts; StreamsError when it does not come up."""
+    named = ["--regions", ",".join(regions)] if regions else []
     data = Path(tempfile.mkdtemp(prefix="streams-bench-"))
     try:
         try:
-            streams_command("up", "--detach", data=data, timeout_s=UP_TIMEOUT_S)
+            streams_command("up", "--detach", *named, data=data, timeout_s=UP_TIMEOUT_S)
             settle()
             yield parse_status(data, json.loads(streams_command("status", "--json", data=data)))
         finally:

@@ -43,9 +43,18 @@ class Readings:
         """Their times."""
         return self.base_ms + np.arange(first, first + count, dtype=np.int64) * 1000 // self.per_event_s
 
-    def names(self) -> list[str]:
-        """Every device's key, by its number."""
-        return [f"device:{number:07d}:telemetry" for number in range(self.devices)]
+    @staticmethod
+    def name(device: int) -> str:
+        """A device's key."""
+        return f"device:{device:07d}:telemetry"
+
+    def last(self, total: int) -> Longs:
+        """By device, its latest of the first `total` readings; -1 for none."""
+        found = np.full(self.devices, -1, np.int64)
+        for first in range(0, total, _CHUNK):
+            count = min(_CHUNK, total - first)
+            found[self.codes(first, count)] = np.arange(first, first + count)  # the later one stays
+        return found
 
     @staticmethod
     def _mixed(first: int, count: int) -> npt.NDArray[np.uint64]:
@@ -97,8 +106,8 @@ class Windows:
             for window in range(self.windows):
                 at = device * self.windows + window
                 if self.count[at]:
-                    key = (f"device:{device:07d}:telemetry", (self.start + window) * WINDOW_MS)
-                    found[key] = (self.count[at], self.sum[at], self.min[at], self.max[at])
+                    key = (Readings.name(device), (self.start + window) * WINDOW_MS)
+                    found[key] = (float(self.count[at]), float(self.sum[at]), float(self.min[at]), float(self.max[at]))
         return found
 
     def by_window(self) -> dict[int, tuple[float, float, float, float]]:
