@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import psutil
 
 from streams.bench.http_client import Connection
@@ -114,16 +113,13 @@ def slices(readings: Readings, throttle: Throttle) -> Iterator[dict[str, Any]]:
     """The readings' columns, slice by slice, when the throttle lets them."""
     options = throttle.options
     words = text_array([readings.name(each) for each in range(readings.devices)])
-    metric = text_array([METRIC])
+    metric = text_array([METRIC] * options.slice_rows)
     while throttle.wait():
         count = min(options.slice_rows, options.count - throttle.produced)
         first = options.first + throttle.produced
-        yield {
-            "key": words.take(readings.codes(first, count)),
-            "metric": metric.take(np.zeros(count, np.int64)),
-            "value": readings.values(first, count),
-            "time": readings.times_ms(first, count),
-        }
+        codes, values = readings.columns(first, count)
+        times_ms = readings.times_ms(first, count)
+        yield {"key": words.take(codes), "metric": metric[:count], "value": values, "time": times_ms}
         throttle.produced += count
 
 

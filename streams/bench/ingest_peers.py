@@ -93,7 +93,7 @@ CHOICE: dict[str, Peer] = {
     ),
     "quix": Peer(
         lambda setting: _script(quix_python(), "quix_windows.py", setting),
-        "changelog__{name}--{topic}--default",
+        "changelog__{name}--{topic}--tumbling_window_10000_reduce",
         quix_windows,
         share=0.2,
     ),

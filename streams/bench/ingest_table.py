@@ -105,7 +105,7 @@ def _verify_latest(rows: Rows, readings: Readings, total: int, chosen: Sequence[
         if last[device] < 0:
             continue
         at, key = int(last[device]), readings.name(device)
-        wanted[key] = (float(readings.values(at, 1)[0]), int(readings.times_ms(at, 1)[0]))
+        wanted[key] = (float(readings.columns(at, 1)[1][0]), int(readings.times_ms(at, 1)[0]))
         if key in by_key:
             (cell,) = decode_row(by_key[key]).cells
             body = decode_body(schema, cell.payload)

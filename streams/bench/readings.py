@@ -23,21 +23,19 @@ Found = tuple[str, int, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Reading i, i = 0, 1, 2, …: its device is splitmix64(i) mod `devices`, its value a multiple of 0.25 below 256 (so
-    that sums are exact in whatever order), its time `base_ms` + i * 1000 / `per_event_s`, rounded down.
+    """Reading i, i = 0, 1, 2, …: of a random device (the high half of splitmix64(i), scaled to `devices`), with a random
+    multiple of 0.25 below 256 (so that sums are exact in whatever order), at `base_ms` + i * 1000 / `per_event_s`.
     """
 
     devices: int
     base_ms: int
     per_event_s: int = 1_000_000
 
-    def codes(self, first: int, count: int) -> Longs:
-        """The devices of `count` readings from `first` on, as numbers."""
-        return (self._mixed(first, count) % np.uint64(self.devices)).astype(np.int64)
-
-    def values(self, first: int, count: int) -> Floats:
-        """Their values."""
-        return (self._mixed(first, count) >> np.uint64(44) & np.uint64(1023)).astype(np.float64) * 0.25
+    def columns(self, first: int, count: int) -> tuple[Longs, Floats]:
+        """The devices' numbers and the values of `count` readings from `first` on."""
+        mixed = splitmix64(np.arange(first, first + count, dtype=np.uint64))
+        devices = (mixed >> np.uint64(32)) * np.uint64(self.devices) >> np.uint64(32)
+        return devices.astype(np.int64), (mixed & np.uint64(1023)).astype(np.float64) * 0.25
 
     def times_ms(self, first: int, count: int) -> Longs:
         """Their times."""
@@ -53,12 +51,8 @@ class Readings:
         found = np.full(self.devices, -1, np.int64)
         for first in range(0, total, _CHUNK):
             count = min(_CHUNK, total - first)
-            found[self.codes(first, count)] = np.arange(first, first + count)  # the later one stays
+            found[self.columns(first, count)[0]] = np.arange(first, first + count)  # the later one stays
         return found
-
-    @staticmethod
-    def _mixed(first: int, count: int) -> npt.NDArray[np.uint64]:
-        return splitmix64(np.arange(first, first + count, dtype=np.uint64))
 
     def truth(self, total: int) -> Windows:
         """The windows of the first `total` readings."""
@@ -68,7 +62,8 @@ class Readings:
         for first in range(0, total, _CHUNK):
             count = min(_CHUNK, total - first)
             windows = self.times_ms(first, count) // WINDOW_MS - start
-            found.add(self.codes(first, count) * found.windows + windows, self.values(first, count))
+            codes, values = self.columns(first, count)
+            found.add(codes * found.windows + windows, values)
         return found
 
 

@@ -29,9 +29,9 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * `score:pNNNN`, NNNN = splitmix64(i) mod keys, by the default partitioner. Format `long`: an 8-byte big-endian long; `streams`: our wire
  * format and headers.
  *
- * <p>`readings bootstrap topic events devices baseMs perEventSecond`: event i is a reading of the device d, d =
- * splitmix64(i) mod devices: the key `device:NNNNNNN:telemetry`, the value 0.25 * (splitmix64(i) >>> 44 mod 1024) as a
- * double, the record's timestamp baseMs + i * 1000 / perEventSecond.
+ * <p>`readings bootstrap topic events devices baseMs perEventSecond`: reading i as
+ * `streams/bench/readings.py` has it: the key `device:NNNNNNN:telemetry`, the value as a double, the time as the record's
+ * timestamp.
  *
  * <p>`dump bootstrap topic file`: the last value of every key of a topic, read_committed:
  * (i32 key length, key, i32 value length or -1, value)…
@@ -120,9 +120,9 @@ public final class BenchTool {
         try (var producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer())) {
             for (long i = 0; i < events && failure.get() == null; i++) {
                 long mixed = splitmix64(i);
-                String id = Integer.toString((int) Long.remainderUnsigned(mixed, devices));
+                String id = Long.toString((mixed >>> 32) * devices >>> 32);
                 byte[] key = ("device:" + "0".repeat(Math.max(0, 7 - id.length())) + id + ":telemetry").getBytes(StandardCharsets.UTF_8);
-                byte[] value = ByteBuffer.allocate(8).putDouble(0.25 * (mixed >>> 44 & 1023)).array();
+                byte[] value = ByteBuffer.allocate(8).putDouble(0.25 * (mixed & 1023)).array();
                 long timeMs = baseMs + i * 1000 / perEventSecond;
                 producer.send(new ProducerRecord<>(a[2], null, timeMs, key, value, null), (meta, error) -> {
                     if (error != null) {
