@@ -61,8 +61,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a load came to: readings, seconds from the first produce until all were committed and visible, CPU seconds by
-    process, samples over time.
+    """What a load came to: readings, seconds from the first produce until all were committed and visible, CPU seconds
+    by process, samples over time.
     """
 
     readings: int
@@ -177,7 +177,12 @@ async def run_load(system: OwnSystem, readings: Readings, options: LoadOptions) 
 
 
 async def _look(
-    system: OwnSystem, progress: Progress, admin: Admin, throttle: Throttle, samples: list[Sample], starts: dict[int, int]
+    system: OwnSystem,
+    progress: Progress,
+    admin: Admin,
+    throttle: Throttle,
+    samples: list[Sample],
+    starts: dict[int, int],
 ) -> None:
     """Tell the throttle how far behind the tables are; take samples."""
     start_s, memory_s = time.monotonic(), -MEMORY_S

@@ -1,4 +1,4 @@
-"""The peers of the `ingest` bench: one record per reading, tumbling windows of 10 s per device, on a broker of their own."""
+"""The peers of the `ingest` bench: one record per reading, tumbling windows of 10 s, on a broker of their own."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def kafka_streams_windows(rows: dict[bytes, bytes]) -> Iterator[Found]:
 
 
 def faust_windows(rows: dict[bytes, bytes]) -> Iterator[Found]:
-    """Windows from a Faust windowed table's changelog: JSON of (key, (start, end) in seconds) → JSON of four numbers."""
+    """Windows from a Faust windowed table's changelog: JSON of (key, (start, end) in s) → JSON of four numbers."""
     for key, value in rows.items():
         name, (start, _) = json.loads(key)
         yield name, round(start * 1000), *json.loads(value)
@@ -188,4 +188,3 @@ class Peers:
             numbers = (readings.devices, readings.base_ms, readings.per_event_s)
             java.run("BenchTool", "readings", bootstrap_servers, topic, str(total), *map(str, numbers))
         return topic
-

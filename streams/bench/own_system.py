@@ -62,7 +62,7 @@ def streams_command(*arguments: str, data: Path, timeout_s: float = 60.0) -> str
 
 @contextmanager
 def own_system(*regions: str) -> Iterator[OwnSystem]:
-    """The two-region default, or these regions, empty, while the context lasts; StreamsError when it does not come up."""
+    """The two-region default, or these regions, empty, while the context lasts; StreamsError when that fails."""
     named = ["--regions", ",".join(regions)] if regions else []
     data = Path(tempfile.mkdtemp(prefix="streams-bench-"))
     try:

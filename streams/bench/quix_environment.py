@@ -1,5 +1,5 @@
-"""Quix Streams in an environment of its own, in the user's cache: it needs another confluent-kafka than our tests, and 40
-packages that nothing else here uses.
+"""Quix Streams in an environment of its own, in the user's cache: it needs another confluent-kafka than our tests, and
+40 packages that nothing else here uses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ def quix_python(lock: Path = LOCK) -> Path:
             shutil.rmtree(place, ignore_errors=True)
             try:
                 run([sys.executable, "-m", "venv", str(place)], timeout_s=INSTALL_TIMEOUT_S)
-                install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
+                install = [
+                    str(python),
+                    "-m",
+                    "pip",
+                    "install",
+                    "-q",
+                    "--disable-pip-version-check",
+                    "--only-binary",
+                    ":all:",
+                ]
                 run([*install, "--require-hashes", "-r", str(lock)], timeout_s=INSTALL_TIMEOUT_S)
             except (StreamsError, OSError) as error:
                 shutil.rmtree(place, ignore_errors=True)

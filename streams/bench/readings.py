@@ -23,8 +23,8 @@ Found = tuple[str, int, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Reading i, i = 0, 1, 2, …: of a random device (the high half of splitmix64(i), scaled to `devices`), with a random
-    multiple of 0.25 below 256 (so that sums are exact in whatever order), at `base_ms` + i * 1000 / `per_event_s`.
+    """Reading i, i = 0, 1, 2, …: of a random device (the high half of splitmix64(i), scaled to `devices`), with a
+    random multiple of 0.25 below 256 (so that sums are exact in whatever order), at `base_ms` + i * 1000 / `per_event_s`.
     """
 
     devices: int
@@ -119,11 +119,12 @@ class Windows:
 
     def seen(self) -> npt.NDArray[np.bool_]:
         """Which devices have readings at all."""
-        return self.count.reshape(self.devices, self.windows).sum(1) > 0
+        found: npt.NDArray[np.bool_] = self.count.reshape(self.devices, self.windows).sum(1) > 0
+        return found
 
 
 def verify_windows(who: str, truth: Windows, found: Iterable[Found]) -> None:
-    """StreamsError unless `found` is exactly the truth: counts, sums, mins and maxs, no window missing, none too many."""
+    """StreamsError unless `found` is exactly the truth: counts, sums, mins, maxs, no window missing, none too many."""
     wanted = truth.rows()
     compare(who, "windows", wanted, {(key, start): (count, *rest) for key, start, count, *rest in found})
 

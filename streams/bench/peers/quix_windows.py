@@ -1,5 +1,5 @@
-"""The `ingest` bench on Quix Streams: `tumbling_window(10 s).reduce(...)` of each device into its RocksDB store with its
-changelog; windows are by the records' timestamps.
+"""The `ingest` bench on Quix Streams: `tumbling_window(10 s).reduce(...)` of each device into its RocksDB store with
+its changelog; windows are by the records' timestamps.
 
 Arguments: bootstrap topic consumer_group data_dir warmup_events total_events deadline_seconds.
 Prints one line of JSON: events timed and the seconds from the last warm-up event until the checkpoint with the last
