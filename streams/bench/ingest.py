@@ -14,7 +14,7 @@ from streams.bench.ingest_http import ARROW, NDJSON, bodies, post
 from streams.bench.ingest_load import PRODUCER, LoadOptions, Ran, run_load
 from streams.bench.ingest_peers import CHOICE, Peers, PeersOptions
 from streams.bench.ingest_table import verify_tables
-from streams.bench.own_system import OwnSystem, own_system, settle
+from streams.bench.own_system import SETTLE_S, OwnSystem, own_system, settle
 from streams.bench.plot import Chart, svg
 from streams.bench.probe import end_probe, start_probe
 from streams.bench.readings import WINDOW_MS, Readings
@@ -62,6 +62,11 @@ class IngestOptions:
                 raise BadInput(f"unknown: {', '.join(unknown)}", field=name, fix=f"choose of {', '.join(known)}")
 
     @property
+    def settle_s(self) -> float:
+        """How long to wait for an idle machine at most."""
+        return min(SETTLE_S, self.seconds)
+
+    @property
     def part_s(self) -> float:
         """How long the further parts take."""
         return max(1.0, self.seconds / 6)
@@ -96,7 +101,7 @@ def _base_ms() -> int:
 def _own(options: IngestOptions, readings: Readings, say: Say) -> tuple[Ran | None, list[Result]]:
     """Ours, on one region of its own: what was sustained, and the rows that go with it."""
     say("starting a region")
-    with own_system(REGION) as system:
+    with own_system(REGION, settle_s=options.settle_s) as system:
         results = _idle(system, options) if "latency" in options.parts else []
         warm_s = max(1.0, min(5.0, options.seconds / 4))
         warm = asyncio.run(run_load(system, readings, LoadOptions(seconds=warm_s)))
@@ -161,7 +166,7 @@ def _costs(ran: Ran) -> list[Result]:
 def _idle(system: OwnSystem, options: IngestOptions) -> list[Result]:
     """Latencies of an idle, warm region."""
     end_probe(start_probe(system.first, options.part_s))
-    settle()
+    settle(options.settle_s)
     found = end_probe(start_probe(system.first, options.part_s))
     return _latencies(found.durable_ms, found.visible_ms, "idle", 5.0, None)
 
@@ -219,7 +224,7 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
     series: dict[tuple[int, int], tuple[float, float, float]] = {}
     for devices, frame in options.growth:
         readings = Readings(devices, _base_ms())
-        with own_system(REGION) as system:
+        with own_system(REGION, settle_s=options.settle_s) as system:
             rows = 65_536 if frame == 10_000 else 2 * frame
             load = LoadOptions(seconds=options.part_s, slice_rows=rows)
             ran = asyncio.run(run_load(system, readings, load))

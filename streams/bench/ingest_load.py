@@ -161,7 +161,7 @@ async def run_load(system: OwnSystem, readings: Readings, options: LoadOptions) 
         try:
             async with connect(system.first, bootstrap_servers=system.bootstrap_servers[progress.region]) as edge:
                 receipt = await edge.put_many(KEYSPACE, stream_of(slices(readings, throttle)))
-            await _drained(progress, system.first, await progress.ends(admin))
+            await drained(progress, system.first, await progress.ends(admin))
         finally:
             throttle.done.set()
             looking.cancel()
@@ -206,7 +206,8 @@ async def _look(
         raise
 
 
-async def _drained(progress: Progress, gateway: str, ends: dict[int, int]) -> None:
+async def drained(progress: Progress, gateway: str, ends: dict[int, int]) -> None:
+    """Wait until both tables have passed `ends` and show it; Timeout otherwise."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_S
     with Connection(gateway) as connection:
         while True:

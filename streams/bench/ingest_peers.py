@@ -174,7 +174,6 @@ class Peers:
         changelog = peer.changelog.format(name=run_name, topic=topic)
         java.run("BenchTool", "dump", bootstrap_servers, changelog, str(dumped))
         verify_windows(name, self._readings.truth(total), peer.parse(parse_dump(dumped.read_bytes())))
-        java.run("BenchTool", "delete", bootstrap_servers, changelog)
         self._samples[name].append(events / seconds)
         self._say(f"{name}: {events / seconds:,.0f} readings/s ({events:,} in {seconds:.2f} s), exact")
 

@@ -24,15 +24,22 @@ Rows = dict[tuple[int, bytes], bytes]
 
 
 async def verify_tables(
-    bootstrap_servers: str, readings: Readings, total: int, *, in_order: bool = True, seed: int = 7
+    bootstrap_servers: str,
+    readings: Readings,
+    total: int,
+    *,
+    in_order: bool = True,
+    truth: Windows | None = None,
+    seed: int = 7,
 ) -> int:
     """Compare both tables with the first `total` readings; the number of rows that were looked at.
 
     Telemetry: count, sum, min and max of every window of 10 s, over all devices and by device. The keyspace's own
     table: every device's latest reading (when they were put `in_order`), and no other device. StreamsError when
-    anything differs. Keys whose device does not begin with a digit are others' and left alone; their metric must be another.
+    anything differs. Keys whose device does not begin with a digit are others', and so must their metric be.
+    `truth`: the windows there must be, when they are not those of the first readings alone.
     """
-    truth = readings.truth(total)
+    truth = readings.truth(total) if truth is None else truth
     devices = range(readings.devices)
     chosen: Sequence[int] = devices
     if readings.devices > ALL_DEVICES_MAX:

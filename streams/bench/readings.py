@@ -24,7 +24,8 @@ Found = tuple[str, int, float, float, float, float]
 @dataclass(frozen=True, slots=True)
 class Readings:
     """Reading i, i = 0, 1, 2, …: of a random device (the high half of splitmix64(i), scaled to `devices`), with a
-    random multiple of 0.25 below 256 (so that sums are exact in whatever order), at `base_ms` + i * 1000 / `per_event_s`.
+    random multiple of 0.25 below 256 (so that sums are exact in whatever order), at `base_ms` + i * 1000 /
+    `per_event_s`.
     """
 
     devices: int
