@@ -101,17 +101,12 @@ def flat(texts: Any) -> Any:
 
 
 def _repeats(texts: Any) -> bool:
-    """Whether fewer than half of the texts are likely to be distinct.
-
-    Of n drawn from D equally likely ones about n² / 2D repeat an earlier one, which tells D where a sample alone does
-    not repeat itself enough: 1,000 devices in turn show 1,000 distinct keys in the first 1,000 rows of 65,536.
-    """
+    """Whether fewer than half of the texts are likely to be distinct: of n drawn from D, about n² / 2D repeat one."""
     sample = texts[:SAMPLE_ROWS]
     if len(sample) <= 16:
         return False
-    distinct = pc.count_distinct(sample).as_py()
-    repeated = len(sample) - distinct
-    return distinct * 2 < len(sample) or bool(repeated * len(texts) > len(sample) ** 2)
+    repeated = len(sample) - pc.count_distinct(sample).as_py()
+    return bool(repeated * 2 > len(sample) or repeated * len(texts) > len(sample) ** 2)
 
 
 def _items(texts: Any) -> Items:

