@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from streams.bench.counters import EVENTS, ROUNDS, CountersOptions, Say, bench_counters
+from streams.bench.ingest import PARTS, IngestOptions, bench_ingest
 from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_visible
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
@@ -21,9 +24,33 @@ from streams.model.errors import BadInput, StreamsError
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 ALL = "all"
-Bench = Callable[[CountersOptions, Say], Sequence[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command's options, as given: `only` and `parts` may be empty, for all."""
+
+    events: int = EVENTS
+    rounds: int = ROUNDS
+    only: Sequence[str] = ()
+    seconds: float = IngestOptions().seconds
+    parts: Sequence[str] = ()
+    plot: Path | None = None
+
+    def counters(self) -> CountersOptions:
+        """As `counters` takes them; BadInput."""
+        return CountersOptions(self.events, rounds=self.rounds, contenders=self.only or CountersOptions().contenders)
+
+    def ingest(self) -> IngestOptions:
+        """As `ingest` takes them; BadInput."""
+        found = IngestOptions(self.seconds, self.events, self.rounds, plot=self.plot, parts=self.parts or PARTS)
+        return replace(found, contenders=self.only) if self.only else found
+
+
+Bench = Callable[[Request, Say], Sequence[Result]]
 BENCHES: dict[str, Bench] = {
-    "counters": bench_counters,
+    "counters": lambda request, say: bench_counters(request.counters(), say),
+    "ingest": lambda request, say: bench_ingest(request.ingest(), say),
     "put": lambda _, say: bench_put(LatencyOptions(), say),
     "visible": lambda _, say: bench_visible(LatencyOptions(), say),
     "read": lambda _, say: bench_read(LatencyOptions(), say),
@@ -32,13 +59,13 @@ BENCHES: dict[str, Bench] = {
 }
 
 
-def run_benches(name: str, options: CountersOptions, say: Say) -> Report:
+def run_benches(name: str, request: Request, say: Say) -> Report:
     """Run one bench, or all, and return what they measured; BadInput for an unknown name."""
     if name != ALL and name not in BENCHES:
         raise BadInput(f"there is no bench {name}", field="NAME", fix=f"choose of {ALL}, {', '.join(BENCHES)}")
     before = machine()
     chosen = BENCHES if name == ALL else {name: BENCHES[name]}
-    results = [result for bench in chosen.values() for result in bench(options, say)]
+    results = [result for bench in chosen.values() for result in bench(request, say)]
     return Report(name, results, before)
 
 
@@ -46,17 +73,19 @@ def run_benches(name: str, options: CountersOptions, say: Say) -> Report:
 def bench(
     name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHES)}; all of them by default")] = ALL,
     as_json: Annotated[bool, typer.Option("--json", help="JSON and nothing else on standard output")] = False,
-    events: Annotated[int, typer.Option(help="events of a round, the warm-up not counted")] = EVENTS,
+    events: Annotated[int, typer.Option(help="peers' events of a round, the warm-up not counted")] = EVENTS,
     rounds: Annotated[int, typer.Option(help="rounds, of which the median counts")] = ROUNDS,
     only: Annotated[str, typer.Option(help="contenders, separated by commas")] = "",
+    seconds: Annotated[float, typer.Option(help="ingest: of sustained load")] = IngestOptions().seconds,
+    parts: Annotated[str, typer.Option(help=f"ingest: of {', '.join(PARTS)}, separated by commas")] = "",
+    plot: Annotated[Path | None, typer.Option(help="ingest: where the charts of its growth go, as SVG")] = None,
 ) -> None:
     """Run benchmarks, each beside its peers in one run; they start their own system and stop it."""
     signal.signal(signal.SIGTERM, _end)
     errors = Console(stderr=True)
     try:
-        contenders = tuple(only.split(",")) if only else CountersOptions().contenders
-        options = CountersOptions(events=events, rounds=rounds, contenders=contenders)
-        report = run_benches(name, options, lambda text: errors.print(text, style="dim", highlight=False))
+        request = Request(events, rounds, _listed(only), seconds, _listed(parts), plot)
+        report = run_benches(name, request, lambda text: errors.print(text, style="dim", highlight=False))
     except StreamsError as error:
         errors.print(f"streams bench: {error}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -64,6 +93,10 @@ def bench(
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
         report.show(Console())
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
 
 
 def _end(number: int, _frame: object) -> NoReturn:

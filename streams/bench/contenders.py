@@ -58,8 +58,8 @@ def run_kafka_streams(setting: Setting, guarantee: str) -> Measured:
     """Kafka Streams: groupByKey, reduce, RocksDB with changelog; `guarantee` is its `processing.guarantee`."""
     load = setting.load
     arguments = (load.bootstrap_servers, load.topic, setting.name, str(setting.directory), guarantee)
-    numbers = (str(load.partitions), str(load.warmup_events), f"{setting.timeout_s:.0f}")
-    answer = setting.java.run("CountersPeer", *arguments, *numbers, timeout_s=setting.timeout_s + 30)
+    numbers = (str(load.partitions), str(load.warmup_events), f"{setting.timeout_s:.0f}", "counters")
+    answer = setting.java.run("KafkaStreamsPeer", *arguments, *numbers, timeout_s=setting.timeout_s + 30)
     rows = dump(setting.java, load.bootstrap_servers, f"{setting.name}-counts-changelog", _dump_file(setting))
     return _measured(answer, {key.decode(): int.from_bytes(value, "big") for key, value in rows.items()})
 
@@ -169,12 +169,17 @@ def advance(positions: dict[str, int], line: str) -> Progress:
     return Progress(float(asked), float(seen), sum(positions.values()))
 
 
-def _measured(answer: str, totals: dict[str, int]) -> Measured:
+def measured_events(answer: str) -> tuple[int, float]:
+    """Timed events and their seconds from what a peer printed; StreamsError when it printed no result."""
     found = re.findall(r"\{.*\}", answer)  # Faust puts terminal codes before it
     if not found:
         raise StreamsError("the peer printed no result")
     body = json.loads(found[-1])
-    return Measured(body["events"], body["seconds"], totals)
+    return int(body["events"]), float(body["seconds"])
+
+
+def _measured(answer: str, totals: dict[str, int]) -> Measured:
+    return Measured(*measured_events(answer), totals)
 
 
 def _dump_file(setting: Setting) -> Path:

@@ -20,7 +20,7 @@ from streams.region.processes import die_with_parent
 SOURCES = Path(__file__).with_name("peers")
 COMPILER = "org.eclipse.jdt.internal.compiler.batch.Main"
 QUIET = ("-Dlog4j2.level=ERROR", "-Dlog4j2.statusLoggerLevel=OFF", "--enable-native-access=ALL-UNNAMED")
-PROGRAMS = ("BenchTool", "CountersPeer", COMPILER)
+PROGRAMS = ("BenchTool", "KafkaStreamsPeer", COMPILER)
 
 
 @dataclass(frozen=True, slots=True)

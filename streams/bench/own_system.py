@@ -61,13 +61,17 @@ def streams_command(*arguments: str, data: Path, timeout_s: float = 60.0) -> str
 
 
 @contextmanager
-def own_system() -> Iterator[OwnSystem]:
-    """The two-region default, empty, while the context lasts; StreamsError when it does not come up."""
+def own_system(*regions: str, settle_s: float = SETTLE_S) -> Iterator[OwnSystem]:
+    """The two-region default, or these regions, empty, while the context lasts; StreamsError when that fails.
+
+    It is left to calm down for at most `settle_s` first.
+    """
+    named = ["--regions", ",".join(regions)] if regions else []
     data = Path(tempfile.mkdtemp(prefix="streams-bench-"))
     try:
         try:
-            streams_command("up", "--detach", data=data, timeout_s=UP_TIMEOUT_S)
-            settle()
+            streams_command("up", "--detach", *named, data=data, timeout_s=UP_TIMEOUT_S)
+            settle(settle_s)
             yield parse_status(data, json.loads(streams_command("status", "--json", data=data)))
         finally:
             streams_command("down", data=data)

@@ -9,6 +9,7 @@ from streams.model.errors import BadInput
 from streams.serde.tree import Node
 
 DEPTH_MAX = 200
+_WIDTHS = {"double": 8, "float": 4}
 EMPTY_ITEMS_MAX = 100_000
 """How many array items that take no bytes (of `null`, say) one value may have."""
 
@@ -39,7 +40,7 @@ class _Walk:
         if kind in ("long", "int"):
             return self._number(at, 64 if kind == "long" else 32)[1]
         if kind in ("double", "float", "fixed"):
-            return self._skip(at, {"double": 8, "float": 4}.get(kind, node.size))
+            return self._skip(at, _WIDTHS.get(kind, node.size))
         if kind == "boolean":
             if self._skip(at, 1) and self._data[at] > 1:
                 raise _bad("a boolean is neither 0 nor 1")
@@ -66,6 +67,9 @@ class _Walk:
             if count < 0:
                 size, at = self._number(at, 64)
                 count, start = -count, at
+            if node.kind == "array" and node.items.kind in _WIDTHS:
+                at = self._skip(at, count * _WIDTHS[node.items.kind])  # any bytes will do: no need to look at each
+                count = 0
             for _ in range(count):
                 before = at
                 if node.kind == "map":

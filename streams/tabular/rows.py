@@ -22,6 +22,8 @@ Cells = tuple[Any, Array]
 """Cells of a column, and which of them are right. Wrong ones hold anything."""
 
 EXACT_MAX = 1 << 53
+SAMPLE_ROWS = 4096
+"""How many texts are looked at to choose a column's form."""
 DECODED_BYTES_MAX = 256 << 20
 """What a column written as a dictionary may take written out, for one slice of rows."""
 
@@ -83,10 +85,9 @@ def text_array(keys: Sequence[str | None]) -> Any:
 
 
 def items_of(texts: Any) -> Items | Dictionary:
-    """Arrow text without nulls as a column of a frame: by dictionary when a sample repeats itself."""
+    """Arrow text without nulls as a column of a frame: by dictionary when most of it is repetition, by a sample."""
     texts = flat(texts)
-    sample = texts[:512]
-    if len(sample) > 16 and pc.count_distinct(sample).as_py() * 2 < len(sample):
+    if _repeats(texts):
         encoded = texts.dictionary_encode()
         return Dictionary(_items(encoded.dictionary), encoded.indices.to_numpy(zero_copy_only=False))
     return _items(texts)
@@ -97,6 +98,15 @@ def flat(texts: Any) -> Any:
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     return texts if texts.type == pa.large_string() else pc.cast(texts, pa.large_string())
+
+
+def _repeats(texts: Any) -> bool:
+    """Whether fewer than half of the texts are likely to be distinct: of n drawn from D, about n² / 2D repeat one."""
+    sample = texts[:SAMPLE_ROWS]
+    if len(sample) <= 16:
+        return False
+    repeated = len(sample) - pc.count_distinct(sample).as_py()
+    return bool(repeated * 2 > len(sample) or repeated * len(texts) > len(sample) ** 2)
 
 
 def _items(texts: Any) -> Items:

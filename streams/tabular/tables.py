@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,27 @@ def batches_of(keyspace: str, table: Any, ttl_ms: int | None = None) -> Iterator
     if found is None:
         return None
     return _slices(keyspace, found, ttl_ms)
+
+
+def stream_of(slices: Iterable[Mapping[str, Any]]) -> Any:
+    """Columns, slice by slice, as one Arrow stream for `put_many`: for more than fits memory, or what is still to come.
+
+    Each slice is taken when the last has been sent, in a thread, and may wait. All have the columns and the types of
+    the first, and at least one row. BadInput when one is no table of flat columns.
+    """
+    batches = (_one_batch(each) for each in slices)
+    first = next(batches, None)
+    if first is None:
+        raise BadInput("there are no slices", field="table", fix=_FIX)
+    return pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
+
+
+def _one_batch(columns: Mapping[str, Any]) -> Any:
+    table = _columns(columns)
+    if table is None:
+        raise BadInput("the slice is no table of flat columns", field="table", fix=_FIX)
+    (batch,) = table.combine_chunks().to_batches()
+    return batch
 
 
 def encoded(batch: Any) -> bytes:

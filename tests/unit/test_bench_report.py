@@ -79,7 +79,7 @@ def test_options_that_measure_nothing_are_refused(wrong: dict[str, object]) -> N
 
 
 def test_json_and_nothing_else_is_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bench(_: CountersOptions, say: command.Say) -> list[Result]:
+    def bench(_: command.Request, say: command.Say) -> list[Result]:
         say("working")
         return [Result("speed", 1.0, "events/s")]
 
@@ -91,7 +91,7 @@ def test_json_and_nothing_else_is_on_standard_output(monkeypatch: pytest.MonkeyP
 
 
 def test_failures_are_one_line_and_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bench(_: CountersOptions, __: command.Say) -> list[Result]:
+    def bench(_: command.Request, __: command.Say) -> list[Result]:
         raise StreamsError("faust counted wrong")
 
     monkeypatch.setattr(command, "BENCHES", {"counters": bench})

@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import pytest
 from streams.kafka.partitioner import slice_partitions
 from streams.model.errors import BadInput, StreamsError
 from streams.model.keyspace import BUILTIN, Keyspace
-from streams.serde import decode_frame, encode_frames, load_builtin, parse_schema, to_avro
+from streams.serde import Dictionary, Items, decode_frame, encode_frames, load_builtin, parse_schema, to_avro
 from streams.tabular.files import chunks_of, writer_of
 from streams.tabular.ipc import ArrowStream, decode
 from streams.tabular.judge import Rejection, judge
-from streams.tabular.rows import ArrowRows, Rows, csv_cell
+from streams.tabular.rows import ArrowRows, Rows, csv_cell, items_of
 from streams.tabular.shape import AS_IS, Shape
+from streams.tabular.tables import stream_of
 from streams.tabular.text import BlockCutter, CsvBlocks, NdjsonRows
 
 KEYSPACES = {keyspace.name: keyspace for keyspace in BUILTIN}
@@ -152,6 +154,36 @@ def test_arrow_columns_of_any_type_are_judged_as_single_puts_are() -> None:
     assert sorted(reasons) == [2, 3, 4, 5, 6, 7, 8]
     for number, word in {2: "nan", 3: "metric", 4: "metric", 5: "value", 6: "TTL", 7: "key", 8: "keyspace"}.items():
         assert word in reasons[number]
+
+
+def test_texts_that_repeat_beyond_the_first_rows_go_as_a_dictionary() -> None:
+    rng = np.random.default_rng(3)
+    for devices, form in ((1, Dictionary), (1_000, Dictionary), (10_000, Dictionary), (200_000, Items)):
+        codes = rng.integers(0, devices, 65_536)
+        texts = pa.array([f"device:{code}" for code in codes], pa.large_string())
+        found = items_of(texts)
+        assert type(found) is form, devices
+    assert type(items_of(pa.array([f"k{i}" for i in range(65_536)]))) is Items
+    in_turn = pa.array([f"device:{i % 1_000}" for i in range(65_536)])
+    assert type(items_of(in_turn)) is Dictionary
+
+
+def test_a_stream_of_slices_is_one_table_and_asks_for_each_when_it_is_taken() -> None:
+    asked = []
+
+    def slices() -> Iterator[dict[str, Any]]:
+        for number in range(3):
+            asked.append(number)
+            yield {"key": [f"kv:{number}", f"kv:{number}b"], "value": np.array([number, number + 1])}
+
+    reader = stream_of(slices())
+    assert asked == [0]
+    assert reader.read_next_batch().column("key").to_pylist() == ["kv:0", "kv:0b"]
+    assert asked[-1] <= 1
+    assert reader.read_all().column("value").to_pylist() == [1, 2, 2, 3]
+    for wrong in ([], [{"value": [1]}], [{"key": ["kv:a"], "value": [{"nested": 1}]}]):
+        with pytest.raises(BadInput):
+            stream_of(wrong)
 
 
 def stream(batch: Any, **options: Any) -> bytes:

@@ -29,6 +29,10 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * `score:pNNNN`, NNNN = splitmix64(i) mod keys, by the default partitioner. Format `long`: an 8-byte big-endian long; `streams`: our wire
  * format and headers.
  *
+ * <p>`readings bootstrap topic events devices baseMs perEventSecond`: reading i as
+ * `streams/bench/readings.py` has it: the key `device:NNNNNNN:telemetry`, the value as a double, the time as the record's
+ * timestamp.
+ *
  * <p>`dump bootstrap topic file`: the last value of every key of a topic, read_committed:
  * (i32 key length, key, i32 value length or -1, value)…
  *
@@ -92,6 +96,35 @@ public final class BenchTool {
                         new RecordHeader("origin", origin));
                 }
                 producer.send(new ProducerRecord<>(a[2], null, null, key, value, headers), (meta, error) -> {
+                    if (error != null) {
+                        failure.set(error);
+                    }
+                });
+            }
+        }
+        if (failure.get() != null) {
+            throw failure.get();
+        }
+    }
+
+    private static void readings(String[] a) throws Exception {
+        Properties config = new Properties();
+        config.put("bootstrap.servers", a[1]);
+        config.put("linger.ms", "20");
+        config.put("batch.size", "65536");
+        long events = Long.parseLong(a[3]);
+        int devices = Integer.parseInt(a[4]);
+        long baseMs = Long.parseLong(a[5]);
+        long perEventSecond = Long.parseLong(a[6]);
+        AtomicReference<Exception> failure = new AtomicReference<>();
+        try (var producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer())) {
+            for (long i = 0; i < events && failure.get() == null; i++) {
+                long mixed = splitmix64(i);
+                String id = Long.toString((mixed >>> 32) * devices >>> 32);
+                byte[] key = ("device:" + "0".repeat(Math.max(0, 7 - id.length())) + id + ":telemetry").getBytes(StandardCharsets.UTF_8);
+                byte[] value = ByteBuffer.allocate(8).putDouble(0.25 * (mixed & 1023)).array();
+                long timeMs = baseMs + i * 1000 / perEventSecond;
+                producer.send(new ProducerRecord<>(a[2], null, timeMs, key, value, null), (meta, error) -> {
                     if (error != null) {
                         failure.set(error);
                     }
@@ -213,6 +246,7 @@ public final class BenchTool {
     public static void main(String[] a) throws Exception {
         switch (a[0]) {
             case "produce" -> produce(a);
+            case "readings" -> readings(a);
             case "dump" -> dump(a);
             case "markers" -> markers(a);
             case "create" -> create(a);

@@ -1,3 +1,4 @@
+import java.nio.ByteBuffer;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.List;
@@ -9,7 +10,9 @@ import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
+import org.apache.kafka.common.utils.Bytes;
 import org.apache.kafka.streams.KafkaStreams;
 import org.apache.kafka.streams.StreamsBuilder;
 import org.apache.kafka.streams.StreamsConfig;
@@ -17,19 +20,25 @@ import org.apache.kafka.streams.errors.StreamsUncaughtExceptionHandler.StreamThr
 import org.apache.kafka.streams.kstream.Consumed;
 import org.apache.kafka.streams.kstream.Grouped;
 import org.apache.kafka.streams.kstream.Materialized;
+import org.apache.kafka.streams.kstream.TimeWindows;
 import org.apache.kafka.streams.processor.api.FixedKeyProcessor;
 import org.apache.kafka.streams.processor.api.FixedKeyProcessorContext;
 import org.apache.kafka.streams.processor.api.FixedKeyRecord;
 import org.apache.kafka.streams.processor.api.RecordMetadata;
+import org.apache.kafka.streams.state.WindowStore;
 
 /**
- * The `counters` bench on Kafka Streams: topic of (String, Long) → groupByKey → reduce(sum) → RocksDB store with changelog.
+ * A bench on Kafka Streams, by the last argument.
  *
- * <p>Arguments: bootstrap topic applicationId stateDir guarantee threads warmupEvents deadlineSeconds.
+ * <p>`counters`: topic of (String, Long) → groupByKey → reduce(sum) → RocksDB store with changelog. `windows`: topic of
+ * (String, Double) → groupByKey → tumbling windows of 10 s by the records' timestamps, 24 h of grace → count, sum, min and
+ * max as four doubles → RocksDB window store with changelog.
+ *
+ * <p>Arguments: bootstrap topic applicationId stateDir guarantee threads warmupEvents deadlineSeconds counters|windows.
  * Prints one line of JSON: events timed and the seconds from the last warm-up event handed to the topology until the
  * group's committed offsets equal the topic's end. Everything not set here is Kafka Streams' default.
  */
-public final class CountersPeer {
+public final class KafkaStreamsPeer {
     private static final int PROGRESS_EVERY = 1024;
 
     /** Events seen by all tasks, and when the warm-up was over. */
@@ -55,9 +64,9 @@ public final class CountersPeer {
     }
 
     /** Passes every record on; counts, and asks for a commit at the partition's last record, so no interval is waited out. */
-    private static final class Observe implements FixedKeyProcessor<String, Long, Long> {
+    private static final class Observe<V> implements FixedKeyProcessor<String, V, V> {
         private final Progress progress;
-        private FixedKeyProcessorContext<String, Long> context;
+        private FixedKeyProcessorContext<String, V> context;
         private long pending;
 
         Observe(Progress progress) {
@@ -65,12 +74,12 @@ public final class CountersPeer {
         }
 
         @Override
-        public void init(FixedKeyProcessorContext<String, Long> context) {
+        public void init(FixedKeyProcessorContext<String, V> context) {
             this.context = context;
         }
 
         @Override
-        public void process(FixedKeyRecord<String, Long> record) {
+        public void process(FixedKeyRecord<String, V> record) {
             context.forward(record);
             pending++;
             RecordMetadata at = context.recordMetadata().get();
@@ -118,6 +127,33 @@ public final class CountersPeer {
         });
     }
 
+    private static void counters(StreamsBuilder builder, String topic, Progress progress) {
+        builder.stream(topic, Consumed.with(Serdes.String(), Serdes.Long()))
+            .processValues(() -> new Observe<Long>(progress))
+            .groupByKey(Grouped.with(Serdes.String(), Serdes.Long()))
+            .reduce(Long::sum, Materialized.as("counts"));
+    }
+
+    private static void windows(StreamsBuilder builder, String topic, Progress progress) {
+        Serde<double[]> four = Serdes.serdeFrom(
+            (name, v) -> v == null ? null : ByteBuffer.allocate(32).putDouble(v[0]).putDouble(v[1]).putDouble(v[2]).putDouble(v[3]).array(),
+            (name, b) -> {
+                if (b == null) {
+                    return null;
+                }
+                ByteBuffer in = ByteBuffer.wrap(b);
+                return new double[] {in.getDouble(), in.getDouble(), in.getDouble(), in.getDouble()};
+            });
+        builder.stream(topic, Consumed.with(Serdes.String(), Serdes.Double()))
+            .processValues(() -> new Observe<Double>(progress))
+            .groupByKey(Grouped.with(Serdes.String(), Serdes.Double()))
+            .windowedBy(TimeWindows.ofSizeAndGrace(Duration.ofSeconds(10), Duration.ofHours(24)))
+            .aggregate(
+                () -> new double[] {0, 0, Double.POSITIVE_INFINITY, Double.NEGATIVE_INFINITY},
+                (key, v, to) -> new double[] {to[0] + 1, to[1] + v, Math.min(to[2], v), Math.max(to[3], v)},
+                Materialized.<String, double[], WindowStore<Bytes, byte[]>>as("windows").withKeySerde(Serdes.String()).withValueSerde(four));
+    }
+
     public static void main(String[] args) throws Exception {
         String topic = args[1];
         long deadlineNanos = System.nanoTime() + Long.parseLong(args[7]) * 1_000_000_000L;
@@ -129,10 +165,11 @@ public final class CountersPeer {
             long total = ends.values().stream().mapToLong(Long::longValue).sum();
             Progress progress = new Progress(Long.parseLong(args[6]), endOffsets);
             StreamsBuilder builder = new StreamsBuilder();
-            builder.stream(topic, Consumed.with(Serdes.String(), Serdes.Long()))
-                .processValues(() -> new Observe(progress))
-                .groupByKey(Grouped.with(Serdes.String(), Serdes.Long()))
-                .reduce(Long::sum, Materialized.as("counts"));
+            if (args[8].equals("windows")) {
+                windows(builder, topic, progress);
+            } else {
+                counters(builder, topic, progress);
+            }
             try (KafkaStreams streams = new KafkaStreams(builder.build(), config(args))) {
                 streams.setUncaughtExceptionHandler(error -> {
                     error.printStackTrace();
