@@ -38,8 +38,8 @@ from streams.model.place import Place
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, LogOptions, ensure_keyspace_topics, follow_ttls
 from streams.serde import purge_value
-from streams.use_cases.routing.geoip import GeoIp
 from streams.state.options import StoreOptions
+from streams.use_cases.routing.geoip import GeoIp
 
 log = logging.getLogger(__name__)
 
