@@ -46,8 +46,9 @@ Emit = Callable[[str, int, bytes, Purge], Awaitable[None]]
 class PurgeOptions:
     """`grace_ms`: how long a delete is remembered at least after every origin has passed it; longer than any mirror
     is expected to be cut. `margin_ms`: distance kept from markers' times, for clocks that differ. `retry_ms`: when a
-    candidate that is not due yet is looked at again. `candidates_max`: keys remembered; beyond, tables are scanned
-    again."""
+    candidate that is not due yet is looked at again. `candidates_max`: keys remembered. Those due later than in
+    `horizon_s`, and those beyond `candidates_max`, are found by a scan of the tables: after `rescan_s` at the latest,
+    and at once when what was remembered has been worked off."""
 
     grace_ms: int = 600_000
     margin_ms: int = 2_000
@@ -56,6 +57,7 @@ class PurgeOptions:
     purges_per_s: float = 500.0
     candidates_max: int = 100_000
     rescan_s: float = 3600.0
+    horizon_s: float = 7200.0
 
     @classmethod
     def remembering(cls, grace_s: float) -> PurgeOptions:
@@ -107,6 +109,7 @@ class Purger:
         self._heap: list[tuple[int, str, bytes]] = []
         self._due: dict[tuple[str, bytes], int] = {}
         self._scan_at_ms: int | None = 0
+        self._overflowed = False
         self.emitted = 0
         tables.on_rows = self.note
 
@@ -115,20 +118,26 @@ class Purger:
 
     def note(self, table: str, rows: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Rows were published: remember those that are dead or will be."""
+        now_ms = self._now_ms()
         for key, row in rows:
             if row is not None:
                 at = _due_ms(row)
                 if at is not None:
-                    self._remember(at, table, key)
+                    self._remember(at, table, key, now_ms)
 
-    def _remember(self, at_ms: int, table: str, key: bytes) -> None:
+    def _remember(self, at_ms: int, table: str, key: bytes, now_ms: int) -> None:
         known = self._due.get((table, key))
         if known is not None and known <= at_ms:
             return
-        if known is None and len(self._due) >= self._options.candidates_max:
-            if self._scan_at_ms is None:
-                self._scan_at_ms = self._now_ms() + int(self._options.rescan_s * 1000)
-            return
+        if known is None:
+            options = self._options
+            full = len(self._due) >= options.candidates_max
+            if full or at_ms > now_ms + options.horizon_s * 1000:
+                # What is due in a day must not keep out what is due now: it is left to the scans.
+                self._overflowed = self._overflowed or full
+                if self._scan_at_ms is None:
+                    self._scan_at_ms = now_ms + int(options.rescan_s * 1000)
+                return
         self._due[(table, key)] = at_ms
         heapq.heappush(self._heap, (at_ms, table, key))
 
@@ -139,8 +148,9 @@ class Purger:
         """Purge until cancelled. A refused emit is retried later; other errors end the task."""
         batch = max(1, int(self._options.purges_per_s * self._options.interval_s))
         while True:
-            if self._scan_at_ms is not None and self._now_ms() >= self._scan_at_ms:
-                self._scan_at_ms = None
+            worked_off = self._overflowed and len(self._due) < self._options.candidates_max // 2
+            if worked_off or (self._scan_at_ms is not None and self._now_ms() >= self._scan_at_ms):
+                self._scan_at_ms, self._overflowed = None, False
                 await self.scan()
             try:
                 await self.step(batch)
@@ -170,7 +180,7 @@ class Purger:
             try:
                 emitted += await self._examine(self._tables.table(name), key, now_ms)
             except StreamsError:
-                self._remember(now_ms + self._options.retry_ms, name, key)
+                self._remember(now_ms + self._options.retry_ms, name, key, now_ms)
                 raise
             looked += 1
             if looked % 50 == 0:
@@ -198,7 +208,7 @@ class Purger:
             later = now_ms + self._options.retry_ms
             if merged is not None and not deleted:
                 later = max(later, min(merged.expires_ms, NEVER_MS - 1))
-            self._remember(later, table.spec.name, key)
+            self._remember(later, table.spec.name, key, now_ms)
         return emitted
 
     async def _examine_apart(self, table: EdgeTable, key: bytes, mine: Mapping[Replica, Row], now_ms: int) -> int:

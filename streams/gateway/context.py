@@ -46,6 +46,10 @@ async def _always_ready() -> str | None:
     return None
 
 
+async def _no_logs() -> dict[str, int]:
+    return {}
+
+
 async def _no_topics(_keyspace: Keyspace) -> None:
     return
 
@@ -55,7 +59,8 @@ class Gateway:
     """One region's gateway.
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
-    here. `started`: until then only open routes are served. `closing` is set when the gateway stops: streams end then.
+    here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `started`: until
+    then only open routes are served. `closing` is set when the gateway stops: streams end then.
     """
 
     topology: Topology
@@ -67,6 +72,8 @@ class Gateway:
     authority: Authority = field(default_factory=Authority)
     unready: Callable[[], Awaitable[str | None]] = _always_ready
     create_topics: Callable[[Keyspace], Awaitable[None]] = _no_topics
+    log_bytes: Callable[[], Awaitable[dict[str, int]]] = _no_logs
+    purges: Callable[[], int] = int
     started: bool = True
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)

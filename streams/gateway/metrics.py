@@ -42,6 +42,33 @@ class Metrics:
             "streams_table_staleness_milliseconds", "Age of a table's oldest origin", ["table"], registry=self.registry
         )
 
+        self.log_bytes = Gauge(
+            "streams_log_bytes",
+            "Bytes of a topic's segments on the brokers' disks, without indices",
+            ["topic"],
+            registry=self.registry,
+        )
+        self.table_bytes = Gauge(
+            "streams_table_disk_bytes",
+            "Bytes of a table's rows on this gateway's disk, by the region that wrote them, without write-ahead log",
+            ["table", "origin"],
+            registry=self.registry,
+        )
+        self.purges = Gauge(
+            "streams_purges_emitted", "Purges of dead rows put on the log since the start", registry=self.registry
+        )
+        self.mirrored_bytes = Gauge(
+            "streams_mirrored_log_bytes",
+            "Bytes of the segments of topics mirrored from an origin, on this region's brokers",
+            ["origin"],
+            registry=self.registry,
+        )
+        self.events_bytes = Gauge(
+            "streams_events_log_bytes",
+            "Bytes of the segments of this region's raw events",
+            registry=self.registry,
+        )
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
-from streams.model.errors import Unavailable
+from streams.model.errors import StreamsError, Unavailable
 
 HTML = b"text/html; charset=utf-8"
+_LOGS_WAIT_S = 2.0
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -53,7 +55,36 @@ class SystemRoutes:
         for name in self._gateway.tables.tables:
             staleness = self._gateway.tables.staleness_ms(name)
             self._gateway.metrics.staleness_ms.labels(name).set(staleness)
+        self._measure_tables()
+        await self._measure_logs()
         return Reply(self._gateway.metrics.text(), content_type=PROMETHEUS)
+
+    def _measure_tables(self) -> None:
+        metrics = self._gateway.metrics
+        metrics.purges.set(self._gateway.purges())
+        for name, table in self._gateway.tables.tables.items():
+            sizes: dict[str, int] = {}
+            for (origin, _), partition in table.replicas.items():
+                sizes[origin] = sizes.get(origin, 0) + partition.size_bytes()
+            for origin, size in sizes.items():
+                metrics.table_bytes.labels(name, origin).set(size)
+
+    async def _measure_logs(self) -> None:
+        """Sizes of logs; those of the last scrape stay when Kafka does not answer in time."""
+        metrics, here = self._gateway.metrics, self._gateway.region.name
+        try:
+            async with asyncio.timeout(_LOGS_WAIT_S):
+                found = await self._gateway.log_bytes()
+        except (StreamsError, TimeoutError):
+            return
+        metrics.log_bytes.clear()
+        for topic, size in found.items():
+            metrics.log_bytes.labels(topic).set(size)
+        metrics.events_bytes.set(sum(size for topic, size in found.items() if topic.startswith("events.")))
+        for origin in self._gateway.topology.names:
+            if origin != here:
+                mirrored = sum(size for topic, size in found.items() if topic.startswith(f"{origin}."))
+                metrics.mirrored_bytes.labels(origin).set(mirrored)
 
     async def openapi(self, call: Call) -> Reply:
         """OpenAPI 3.1."""

@@ -36,8 +36,9 @@ from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
-from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
+from streams.processing.topics import RECORD_BYTES_MAX, LogOptions, ensure_keyspace_topics, follow_ttls
 from streams.serde import purge_value
+from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class ServerOptions:
     `advertised_url`: where other gateways reach this one, `node`: its name among them; both default by the topology.
     `location`: latitude and longitude in degrees; default: where regions of this name usually are. `geoip`: a database
     in MaxMind's format.
+    `logs`: how long the topics that it creates keep what; the worker of its region has the same. `store`:
+    limits of its tables on disk.
     """
 
     region: str
@@ -72,6 +75,8 @@ class ServerOptions:
     node: str | None = None
     location: tuple[float, float] | None = None
     geoip: Path | None = None
+    logs: LogOptions = field(default_factory=LogOptions)
+    store: StoreOptions = field(default_factory=StoreOptions)
 
 
 class GatewayServer:
@@ -87,7 +92,7 @@ class GatewayServer:
             ProducerOptions(max_record_bytes=RECORD_BYTES_MAX - _RECORD_MARGIN_BYTES, client_id="streams-gateway"),
         )
         self.tables = EdgeTables(
-            EdgeOptions(options.data / "gateway" / region.name, region.name, topology.names),
+            EdgeOptions(options.data / "gateway" / region.name, region.name, topology.names, store=options.store),
             observe=lambda hlc: self.gateway.clock.observe(hlc),
             decode=lambda _table, payload: self.definitions.from_avro(payload),
         )
@@ -105,6 +110,8 @@ class GatewayServer:
             authority=Authority.load(tokens),
             unready=self._unready,
             create_topics=self._create_topics,
+            log_bytes=self._admin.log_bytes,
+            purges=lambda: self.purger.emitted,
         )
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
@@ -120,6 +127,7 @@ class GatewayServer:
         self._starting = "the gateway is starting"
         self._probed_s = 0.0
         self._probed: str | None = None
+        self._ttls: dict[str, int | None] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then close everything in order."""
@@ -140,12 +148,13 @@ class GatewayServer:
 
     async def _bring_up(self) -> None:
         await self._until("the region's Kafka", self._start_admin)
-        await self._until("topics", lambda: ensure_keyspace_topics(self._admin, BUILTIN))
+        await self._until("topics", lambda: self._topics(BUILTIN))
         await self._until("the producer", self.producer.start)
         self._spawn(self.announcer.run(), "announcements")
         self._spawn(self.gateway.probes.run(), "probes")
         await self._until("definitions", self.definitions.start)
-        await self._until("topics", lambda: ensure_keyspace_topics(self._admin, self.definitions.keyspaces.values()))
+        await self._until("topics", lambda: self._topics(self.definitions.keyspaces.values()))
+        await self._until("retention", self._follow_ttls)
         self._follow_definitions()
         self.definitions.on_change(lambda _entries: self._follow_definitions())
         await self.tail.start()
@@ -173,19 +182,41 @@ class GatewayServer:
 
     def _follow_definitions(self) -> None:
         keyspaces = list(self.definitions.keyspaces.values())
+        ttls = {keyspace.name: keyspace.ttl_ms for keyspace in keyspaces}
+        if ttls != self._ttls and self.gateway.started:
+            self._spawn(self._until_ruled(), "retention")
         missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
         self.tables.set_tables(map(TableSpec.folded, fold_tables(keyspaces)))
         if missing and self.gateway.started:
             self._spawn(self._ensure(missing), "topics")
 
+    async def _topics(self, keyspaces: Iterable[Keyspace]) -> None:
+        await ensure_keyspace_topics(self._admin, keyspaces, self._options.logs)
+
+    async def _follow_ttls(self) -> None:
+        keyspaces = list(self.definitions.keyspaces.values())
+        changed = await follow_ttls(self._admin, keyspaces, self._options.logs)
+        self._ttls = {keyspace.name: keyspace.ttl_ms for keyspace in keyspaces}
+        if changed:
+            log.info("retention follows the keyspaces' TTLs: %s", ", ".join(changed))
+
+    async def _until_ruled(self) -> None:
+        while True:
+            try:
+                return await self._follow_ttls()
+            except StreamsError as error:
+                log.warning("the logs' retention does not follow yet: %s", error)
+            await asyncio.sleep(_RETRY_S)
+
     async def _ensure(self, keyspaces: Iterable[Keyspace]) -> None:
         try:
-            await ensure_keyspace_topics(self._admin, keyspaces)
+            await self._topics(keyspaces)
         except StreamsError as error:
             log.error("topics of new keyspaces: %s", error)
 
     async def _create_topics(self, keyspace: Keyspace) -> None:
-        await ensure_keyspace_topics(self._admin, [keyspace])
+        await self._topics([keyspace])
+        await self._follow_ttls()
         self._follow_definitions()
 
     async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:

@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 
 from streams.kafka.errors import mapped
 from streams.kafka.link import Deadline, Link
+from streams.kafka.log_requests import AlterRequest, LogDirsRequest
 from streams.kafka.metadata import TopicIdsRequest
 from streams.kafka.run import TP
 from streams.model.errors import Conflict, NotFound, StreamsError, Unavailable
@@ -157,6 +158,29 @@ class Admin:
                 if code:
                     raise Unavailable(f"describing topic {name}: {for_code(code).__name__} {message or ''}")
                 found[name] = {entry[0]: entry[1] for entry in entries}
+        return found
+
+    async def alter_configs(self, changes: Mapping[str, Mapping[str, str]]) -> None:
+        """Set these settings of these topics, and no others. Conflict with the broker's reason when it refuses."""
+        response = await self._controller(AlterRequest(changes))
+        for code, message, _kind, name in response.responses:
+            if code:
+                raise Conflict(f"altering topic {name}: {for_code(code).__name__}: {message}", field=name)
+
+    async def log_bytes(self) -> dict[str, int]:
+        """Bytes of each topic's segments on the brokers' disks, all replicas, without indices."""
+        found: dict[str, int] = {}
+        brokers = (await self._link.any_node(TopicIdsRequest([]))).brokers
+        for node, *_ in brokers:
+            try:
+                response = await self._link.send(node, LogDirsRequest())
+            except KafkaError as error:
+                raise mapped(error, "asking for the sizes of logs") from error
+            for code, _directory, topics in response.results:
+                if code:
+                    raise Unavailable(f"the sizes of logs: {for_code(code).__name__}")
+                for name, partitions in topics:
+                    found[name] = found.get(name, 0) + sum(size for _, size, *_ in partitions)
         return found
 
     async def _create(self, specs: list[TopicSpec]) -> None:

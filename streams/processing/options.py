@@ -7,7 +7,9 @@ from pathlib import Path
 
 from streams.processing.partition_runner import RunnerOptions
 from streams.processing.partition_task import TaskOptions
+from streams.processing.topics import LogOptions
 from streams.processing.watchdog import WatchdogOptions
+from streams.state.options import StoreOptions
 
 BUILTIN_GROUP = "builtin"
 
@@ -18,7 +20,8 @@ class WorkerOptions:
 
     `session_s`: after how long without a heartbeat the group gives this worker's partitions to others.
     `close_s`: how long a revocation or the end may take to commit what is folded. `probe_s`: how often the inputs'
-    ends are asked for. `metrics_port`: Prometheus on 127.0.0.1, 0 for none. `threads`: for folds and stores.
+    ends are asked for. `logs`: how long topics that it creates keep what. `store`: limits of its partitions on disk.
+    `metrics_port`: Prometheus on 127.0.0.1, 0 for none. `threads`: for folds and stores.
     """
 
     region: str
@@ -31,6 +34,8 @@ class WorkerOptions:
     probe_s: float = 0.25
     threads: int = 3
     only_builtin: bool = False
+    logs: LogOptions = field(default_factory=LogOptions)
+    store: StoreOptions = field(default_factory=StoreOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)

@@ -97,9 +97,8 @@ class PartitionFactory:
         async def seek(_: TP, offset: int) -> None:
             await shared.seek(table.name, offset)
 
-        restorer = ChangelogRestorer(
-            options.bootstrap_servers, self.admin, changelog, path, RestoreOptions(), self.threads
-        )
+        restoring = RestoreOptions(store=options.store)
+        restorer = ChangelogRestorer(options.bootstrap_servers, self.admin, changelog, path, restoring, self.threads)
         ports = TaskPorts(
             ChangelogWriter(writer, changelog),
             restorer,
@@ -221,7 +220,7 @@ class Worker:
 
     async def _follow_keyspaces(self) -> None:
         keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
-        await ensure_keyspace_topics(self._admin, keyspaces)
+        await ensure_keyspace_topics(self._admin, keyspaces, self.options.logs)
         await self._group.subscribe({each.events_topic for each in keyspaces})
 
     async def _follow(self) -> None:

@@ -68,6 +68,8 @@ def rocksdb_options(options: StoreOptions) -> rocksdict.Options:
     found.set_max_background_jobs(options.background_jobs)
     found.set_compression_type(rocksdict.DBCompressionType.lz4())
     found.set_level_compaction_dynamic_level_bytes(True)
+    # Files that consist mostly of removals are compacted without waiting for their level to fill.
+    found.add_compact_on_deletion_collector_factory(1_000, 500, 0.5)
     found.set_keep_log_file_num(2)
     found.set_max_log_file_size(MIB)
     found.set_stats_dump_period_sec(0)

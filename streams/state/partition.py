@@ -216,6 +216,13 @@ class TablePartition:
         """About how many rows there are; overwritten rows that are not compacted yet count twice."""
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
 
+    def size_bytes(self) -> int:
+        """Bytes of its table files, not yet deleted ones included; without write-ahead log and rows in memory."""
+        try:
+            return int(self._db.property_int_value("rocksdb.total-sst-files-size") or 0)
+        except Exception as error:  # the binding raises nothing more precise
+            raise translate(error, self.path) from error
+
     def close(self) -> None:
         """Release the directory. Safe to call twice, and from another thread."""
         try:

@@ -136,3 +136,28 @@ async def test_candidates_are_bounded_and_found_again_by_a_scan(tmp_path: Path) 
     await again.scan()
     assert len(again) == 10 and await again.step(100) == 0
     await tables.close()
+
+
+async def test_what_is_due_in_a_day_does_not_keep_out_what_is_due_now(tmp_path: Path) -> None:
+    clock = Clock()
+    tables = store(tmp_path, clock=clock)
+    us, purged = Writer("us"), []
+
+    async def emit(_keyspace: str, _partition: int, key: bytes, purge: Purge) -> None:
+        purged.append(key)
+        us.purge(key, purge)
+
+    options = PurgeOptions(grace_ms=0, margin_ms=10, candidates_max=3, rescan_s=60, horizon_s=60)
+    purger = Purger(tables, emit, options)
+    for index in range(10):
+        us.put(b"score:%d" % index, 1, expires_ms=NOW + 86_400_000)
+    us.put(b"score:soon", 1, expires_ms=NOW + 500)
+    await tables.publish(us.commit())
+    assert len(purger) == 1, "the far ones are left to the scans"
+    clock.ms += 1_000
+    await tables.publish(us.commit(time_ms=clock.ms))
+    eu = Writer("eu")
+    await tables.publish(named_in(eu.commit(time_ms=clock.ms), "eu", SCORE, "us"))
+    await purger.step(100)
+    assert purged == [b"score:soon"]
+    await tables.close()
