@@ -20,7 +20,8 @@ class TableSpec:
     """A table as the edge sees it.
 
     `inputs`: the events topics whose positions its markers carry. `partitions`: as many as its input has.
-    `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables).
+    `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables). `home`: of a
+    sequenced table the region that its one replica comes from; it is fed by the sequencer, not by a changelog.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TableSpec:
     partitions: int
     inputs: tuple[str, ...]
     purge: bool = True
+    home: str = ""
 
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
@@ -40,6 +42,11 @@ class TableSpec:
         """A table that is folded from a keyspace's events."""
         keyspace = table.keyspace
         return cls(table.name, keyspace.name, table.merge, table.partitions, (keyspace.events_topic,))
+
+    @classmethod
+    def sequenced(cls, keyspace: Keyspace, topic: str, home: str) -> TableSpec:
+        """The table of a strong keyspace."""
+        return cls(keyspace.name, keyspace.name, keyspace.merge, 1, (topic,), purge=False, home=home)
 
     def topic(self, origin: str, region: str) -> str:
         """The changelog of rows written in `origin`, as it is called in `region`."""

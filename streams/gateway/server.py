@@ -28,6 +28,7 @@ from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
+from streams.gateway.strong import StrongWrites
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.errors import NotFound, StreamsError
@@ -37,6 +38,7 @@ from streams.model.peer import Announcement, check_location, check_node, check_u
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
+from streams.sequencer.options import SequencerOptions
 from streams.serde import purge_value
 from streams.use_cases.routing.geoip import GeoIp
 
@@ -70,6 +72,7 @@ class ServerOptions:
     node: str | None = None
     location: tuple[float, float] | None = None
     geoip: Path | None = None
+    sequencer: SequencerOptions = field(default_factory=SequencerOptions)
 
 
 class GatewayServer:
@@ -90,6 +93,8 @@ class GatewayServer:
             decode=lambda _table, payload: self.definitions.from_avro(payload),
         )
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
+        place = options.data / "gateway" / region.name
+        self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
         self.purger = Purger(self.tables, self._emit_purge, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
@@ -106,6 +111,7 @@ class GatewayServer:
         )
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
+        self.gateway.strong = self.strong
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
@@ -146,8 +152,11 @@ class GatewayServer:
         await self._until("topics", lambda: ensure_keyspace_topics(self._admin, self.definitions.keyspaces.values()))
         self._follow_definitions()
         self.definitions.on_change(lambda _entries: self._follow_definitions())
+        await self.strong.replica.start()
         await self.tail.start()
         await self._until("tables", lambda: self.tail.wait_ready(30.0))
+        with contextlib.suppress(TimeoutError):  # a home region that is cut off stops no other region's start
+            await asyncio.wait_for(self.strong.replica.caught_up.wait(), self._options.sequencer.wait_s)
         self.gateway.started = True
         self._spawn(self.purger.run(), "purger")
         log.info("tables are caught up; serving")
@@ -173,6 +182,7 @@ class GatewayServer:
         keyspaces = list(self.definitions.keyspaces.values())
         missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
         self.tables.set_tables(map(TableSpec.folded, fold_tables(keyspaces)))
+        self.strong.set_keyspaces(keyspaces)
         if missing and self.gateway.started:
             self._spawn(self._ensure(missing), "topics")
 
@@ -199,6 +209,8 @@ class GatewayServer:
         own = self.gateway.region.name
         limit_ms = self._options.limits.ready_staleness_ms
         for keyspace in BUILTIN:
+            if keyspace.is_strong:
+                continue
             age_ms = self.tables.staleness(keyspace.name).by_origin[own]
             if age_ms > limit_ms:
                 return f"the worker's last commit of table {keyspace.name} is {age_ms} ms old"
@@ -231,9 +243,11 @@ class GatewayServer:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.strong.stop()
         for part in (self.tail.stop, self.producer.stop, self.definitions.stop, self._admin.stop, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()
+        self.strong.close()
 
 
 def topology_of(options: ServerOptions) -> Topology:

@@ -18,7 +18,9 @@ TABLE_SEGMENT_MS = 3_600_000
 
 def keyspace_topics(keyspace: Keyspace) -> list[TopicSpec]:
     """Events (the broker's append time), dead letters, and for each table that is folded from the events its changelog
-    (compacted, not before minutes) and what its UDF puts out."""
+    (compacted, not before minutes) and what its UDF puts out. A strong keyspace has none: its group's log holds all."""
+    if keyspace.is_strong:
+        return []
     size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
     appended = {"message.timestamp.type": "LogAppendTime"}
     retention = {"retention.ms": str(EVENTS_RETENTION_MS)}

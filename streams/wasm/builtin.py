@@ -1,4 +1,4 @@
-"""The checked-in modules of wasm_udfs/, by name: counter, kv, max, min, record_decoder, telemetry."""
+"""The checked-in modules of wasm_udfs/, by name: counter, kv, max, min, record_decoder, strong_kv, telemetry."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _PATHS = {
     "max": ("extremum", "max.wasm"),
     "min": ("extremum", "min.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
+    "strong_kv": ("strong_kv", "strong_kv.wasm"),
     "telemetry": ("telemetry", "telemetry.wasm"),
 }
 _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}
