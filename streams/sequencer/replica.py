@@ -139,7 +139,10 @@ class Replica:
 
     async def tick(self) -> None:
         """Append a barrier and apply it: the time of the log is now. Unavailable."""
-        await self.execute(barrier())
+        try:
+            await self.execute(barrier())
+        except OutcomeUnknown as error:
+            raise Unavailable(f"the time of the log could not be learnt: {error.detail}") from error
 
     def _check_reachable(self, consequence: str) -> None:
         if not self.reachable:
