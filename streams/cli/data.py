@@ -28,6 +28,9 @@ def put(
     key: Key,
     value: Annotated[str, typer.Argument(metavar="JSON", help='The value; for a counter {"add": n}.')],
     ttl: Annotated[str | None, typer.Option(help="Time to live: seconds, or 90s, 15m, 1h, 7d.")] = None,
+    if_version: Annotated[
+        int | None, typer.Option(min=0, help="Only if the key has this version (0: is absent); strong keyspaces.")
+    ] = None,
     region: RegionOption = None,
     url: UrlOption = None,
     data: DataOption = None,
@@ -35,18 +38,29 @@ def put(
     """Put a value; prints where the event is once it is durable."""
 
     async def work(edge: AsyncClient) -> None:
-        receipt = await edge.put(key, _json(value), ttl=ttl)
+        if if_version is None:
+            receipt = await edge.put(key, _json(value), ttl=ttl)
+        else:
+            receipt = await edge.put_strong(key, _json(value), ttl=ttl, if_version=if_version)
         _print(_plain(receipt))
 
     run(work, region, url, data)
 
 
 @app.command()
-def get(key: Key, region: RegionOption = None, url: UrlOption = None, data: DataOption = None) -> None:
+def get(
+    key: Key,
+    consistency: Annotated[
+        str | None, typer.Option(help="Of strong keyspaces: strong (the default) or eventual, this region's copy.")
+    ] = None,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
     """Print the merged row of a key."""
 
     async def work(edge: AsyncClient) -> None:
-        row = await edge.get(key)
+        row = await edge.get(key, consistency=consistency)
         if row is None:
             raise NotFound(f"{key} has no value", fix="it was never put, was deleted, or has expired")
         _print(_plain(row))
@@ -155,6 +169,8 @@ def _json(text: str) -> Any:
 def _plain(row: Any, *without: str) -> dict[str, Any]:
     """A dataclass as JSON shows it."""
     names = [name for name in row.__slots__ if name not in without]
+    if getattr(row, "version", 0) is None:  # only strong keyspaces have versions
+        names.remove("version")
     values = {name: getattr(row, name) for name in names}
     return {name: value.encode() if hasattr(value, "positions") else value for name, value in values.items()}
 

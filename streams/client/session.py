@@ -13,6 +13,7 @@ from urllib.parse import quote
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.routing import RouteDecision, decision_of, location_query
+from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
 from streams.client.transport import Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
@@ -33,7 +34,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient:
+class AsyncClient(StrongCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and
@@ -95,9 +96,14 @@ class AsyncClient:
         """Delete a key; returns when the event is durable."""
         return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}))
 
-    async def get(self, key: str, *, max_staleness_ms: int | None = None) -> Row | None:
-        """The merged row of a key, or None when it has no value."""
+    async def get(self, key: str, *, max_staleness_ms: int | None = None, consistency: str | None = None) -> Row | None:
+        """The merged row of a key, or None when it has no value.
+
+        `consistency`: of strong keyspaces, `strong` (the default: linearizable) or `eventual` (this region's copy).
+        """
         query = {} if max_staleness_ms is None else {"max_staleness": str(max_staleness_ms)}
+        if consistency is not None:
+            query["consistency"] = consistency
         try:
             body = await self._transport.json("GET", _path("/v1/kv/", key), query)
         except NotFound as error:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from streams.client.follow import GIVE_UP_S
 from streams.client.routing import RouteDecision
 from streams.client.session import AsyncClient
+from streams.client.strong import SyncStrongCalls
 from streams.client.telemetry import TelemetryWindows, Time
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
 from streams.model.token import Token
@@ -18,8 +19,10 @@ from streams.model.token import Token
 T = TypeVar("T")
 
 
-class Client:
+class Client(SyncStrongCalls):
     """`AsyncClient` on an event loop of its own in a background thread. `with connect_sync(url) as edge: ...`"""
+
+    _edge: AsyncClient
 
     def __init__(self, make: Callable[[], AsyncClient]) -> None:
         self._loop = asyncio.new_event_loop()
@@ -60,9 +63,9 @@ class Client:
         """See AsyncClient.delete."""
         return self._run(self._edge.delete(key))
 
-    def get(self, key: str, *, max_staleness_ms: int | None = None) -> Row | None:
+    def get(self, key: str, *, max_staleness_ms: int | None = None, consistency: str | None = None) -> Row | None:
         """See AsyncClient.get."""
-        return self._run(self._edge.get(key, max_staleness_ms=max_staleness_ms))
+        return self._run(self._edge.get(key, max_staleness_ms=max_staleness_ms, consistency=consistency))
 
     def put_many(self, keyspace: str, table: Any, ttl: float | str | None = None) -> BatchReceipt:
         """See AsyncClient.put_many."""

@@ -10,7 +10,10 @@ from streams.model.token import Token
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Where a put's or delete's event is in the log. `timestamp`: the broker's append time, epoch milliseconds."""
+    """Where a put's or delete's event is in the log. `timestamp`: the broker's append time, epoch milliseconds.
+
+    `version`: of strong keyspaces, what the key has now (0: it is absent).
+    """
 
     key: str
     topic: str
@@ -19,13 +22,34 @@ class Receipt:
     region: str
     timestamp: int
     token: Token
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReceipt:
+    """An applied transaction: its version, and the one that each key changed has now (0: it is absent)."""
+
+    version: int
+    versions: dict[str, int]
+    offset: int
+    timestamp: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a strong write: `applied`, `failed` (a condition did not hold) or `cancelled`. `version`: as the
+    first answer had it."""
+
+    outcome: str
+    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of a table. `expires_at`: epoch milliseconds, None for never. `timestamp`: of its latest write, likewise.
 
-    `region`: who wrote that.
+    `region`: who wrote that. `version`: of strong keyspaces.
     """
 
     key: str
@@ -33,6 +57,7 @@ class Row:
     expires_at: int | None = None
     timestamp: int | None = None
     region: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

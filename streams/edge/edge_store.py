@@ -126,7 +126,7 @@ class EdgeTables:
             if spec.name not in self._tables:
                 table = EdgeTable(spec, self.options, self._decode, self._clock)
                 self._tables[spec.name] = table
-                for origin in self.options.regions:
+                for origin in () if spec.home else self.options.regions:
                     self._topics[spec.topic(origin, self.options.region)] = (table, origin)
         self.positions.set_tables(table.spec for table in self._tables.values())
 
@@ -144,10 +144,11 @@ class EdgeTables:
         return found
 
     def replica_ids(self) -> list[ReplicaId]:
-        """All replicas that there should be."""
+        """All replicas that there should be, and that changelogs feed."""
         return [
             ReplicaId(name, origin, number)
             for name, table in self._tables.items()
+            if not table.spec.home
             for origin in self.options.regions
             for number in range(table.spec.partitions)
         ]
@@ -226,6 +227,12 @@ class EdgeTables:
         self.positions.advance(table.spec.name, origin, unit.marker)
         return True
 
+    def sequenced(self, table: str, keys: Sequence[bytes], marker: Marker) -> None:
+        """Rows of `keys` of a sequenced table were just written, in this step; it stands where `marker` says."""
+        found = self.table(table)
+        found.published(keys)
+        self.positions.advance(table, found.spec.home, marker)
+
     def _find(self, unit: ChangelogUnit) -> tuple[EdgeTable, str]:
         found = self._topics.get(unit.topic)
         if found is None or (found[1], unit.partition) not in found[0].replicas:
@@ -269,7 +276,7 @@ class EdgeTables:
         found = self.table(table)
         now_ms = self._clock()
         by_origin = {}
-        for origin in self.options.regions:
+        for origin in (found.spec.home,) if found.spec.home else self.options.regions:
             times = []
             for number in range(found.spec.partitions):
                 partition = found.replicas.get((origin, number))

@@ -22,6 +22,8 @@ class TableSpec:
     `inputs`: the events topics whose positions its markers carry. `partitions`: as many as its input has.
     `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables). `apart`: equal
     keys in several replicas are different rows, each read and purged alone, not parts of one value.
+    `home`: of a
+    sequenced table the region that its one replica comes from; the sequencer feeds it, not a changelog.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TableSpec:
     inputs: tuple[str, ...]
     purge: bool = True
     apart: bool = False
+    home: str = ""
 
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
@@ -43,6 +46,11 @@ class TableSpec:
         keyspace = table.keyspace
         apart = table.merge is MergeType.OPAQUE and not table.is_own
         return cls(table.name, keyspace.name, table.merge, table.partitions, (keyspace.events_topic,), apart=apart)
+
+    @classmethod
+    def sequenced(cls, keyspace: Keyspace, topic: str, home: str) -> TableSpec:
+        """The table of a strong keyspace."""
+        return cls(keyspace.name, keyspace.name, keyspace.merge, 1, (topic,), purge=False, home=home)
 
     def topic(self, origin: str, region: str) -> str:
         """The changelog of rows written in `origin`, as it is called in `region`."""

@@ -222,7 +222,7 @@ class Purger:
             emitted += await self._send(table, replica, key, purge)
         due_ms = min((cell.expires_ms for row in mine.values() for cell in row.cells), default=now_ms)
         if due_ms != NEVER_MS:
-            self._remember(max(due_ms, now_ms + self._options.retry_ms), table.spec.name, key)
+            self._remember(max(due_ms, now_ms + self._options.retry_ms), table.spec.name, key, now_ms)
         return emitted
 
     async def _send(self, table: EdgeTable, replica: Replica, key: bytes, purge: Purge | None) -> int:

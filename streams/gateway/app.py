@@ -19,6 +19,7 @@ from streams.gateway.routes_loads import LoadRoutes
 from streams.gateway.routes_peers import PeerRoutes
 from streams.gateway.routes_route import RouteRoutes
 from streams.gateway.routes_streams import StreamRoutes
+from streams.gateway.routes_strong import StrongRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
 from streams.gateway.routes_telemetry import TelemetryRoutes
@@ -36,6 +37,7 @@ class GatewayApp:
             *KeyValueRoutes(gateway).operations(),
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
+            *StrongRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *PeerRoutes(gateway).operations(),
             *RouteRoutes(gateway).operations(),

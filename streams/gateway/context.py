@@ -14,12 +14,12 @@ from streams.gateway.idempotency import IdempotencyOptions, IdempotencyStore
 from streams.gateway.metrics import Metrics
 from streams.gateway.params import CONSISTENCY, MAX_STALENESS
 from streams.gateway.peers import Peers
-from streams.gateway.ports import Catalogue, EventLog, Tables
+from streams.gateway.ports import Catalogue, EventLog, Sequencer, Tables
 from streams.gateway.probes import Probes
 from streams.gateway.subscribers import StreamOptions, Subscribers
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
-from streams.model.keyspace import Keyspace
+from streams.model.keyspace import RESERVED, Keyspace
 from streams.model.merge import Merged
 from streams.model.token import Token
 from streams.model.topology import Region, Topology
@@ -59,8 +59,9 @@ class Gateway:
     """One region's gateway.
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
-    here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `started`: until
-    then only open routes are served. `closing` is set when the gateway stops: streams end then.
+    here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
+    sequencer, if there is one. `started`: until then only open routes are served. `closing` is set when the gateway
+    stops: streams end then.
     """
 
     topology: Topology
@@ -74,6 +75,7 @@ class Gateway:
     create_topics: Callable[[Keyspace], Awaitable[None]] = _no_topics
     log_bytes: Callable[[], Awaitable[dict[str, int]]] = _no_logs
     purges: Callable[[], int] = int
+    strong: Sequencer | None = None
     started: bool = True
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
@@ -97,8 +99,10 @@ class Gateway:
         return self.options.body_limit_bytes
 
     def keyspace(self, call: Call, name: str, action: str) -> Keyspace:
-        """A keyspace that the caller may use; NotFound, Forbidden."""
+        """A keyspace that the caller may use; NotFound, Forbidden, Conflict for a reserved name."""
         authorize(call.principal, name, action)
+        if name in RESERVED and name not in self.definitions.keyspaces:
+            raise Conflict(f"keyspace {name} is reserved: {RESERVED[name]}", field="key", fix="use another keyspace")
         return self.definitions.keyspace(name)
 
     def table(self, call: Call, name: str) -> EdgeTable:
@@ -179,7 +183,8 @@ class Gateway:
             await self._know(self.token_of(call))
 
     async def _know(self, token: Token) -> None:
-        wanted = {position.topic.removeprefix("events.") for position in token.positions}
+        topics = {position.topic for position in token.positions}
+        wanted = {topic.removeprefix("events.") for topic in topics if topic.startswith("events.")}
         deadline = time.monotonic() + self.options.wait_s
         while not wanted <= self.tables.tables.keys():
             if time.monotonic() >= deadline:
@@ -232,9 +237,13 @@ def refuse_strong(call: Call, keyspace: Keyspace) -> None:
             field="If-Match",
             fix="leave it out, or keep the data in a strong keyspace",
         )
-    if keyspace.consistency == "strong":
+
+
+def refuse_sequenced(keyspace: Keyspace) -> None:
+    """Conflict for what is done with events, which a strong keyspace does not have."""
+    if keyspace.is_strong:
         raise Conflict(
-            f"keyspace {keyspace.name} is strong, and this gateway has no sequencer",
-            field="consistency",
-            fix="use an eventual or causal keyspace",
+            f"keyspace {keyspace.name} is strong: its writes are commands in one sequence, not events",
+            field="keyspace",
+            fix=f"put key by key or in /v1/transactions; follow /v1/tables/{keyspace.name}:watch",
         )

@@ -14,6 +14,7 @@ from streams.kafka.batches import Headers, Record
 from streams.kafka.producer import BatchMeta, RecordMeta
 from streams.model.keyspace import Keyspace
 from streams.model.token import Token
+from streams.sequencer.commands import Result
 from streams.serde import AvroSchema
 
 
@@ -99,4 +100,43 @@ class Catalogue(Protocol):
 
     async def put_keyspace(self, keyspace: Keyspace, schema: AvroSchema | None = None) -> Keyspace:
         """Define a keyspace, or change its TTL or mirroring; Conflict when it contradicts."""
+        ...
+
+
+class Sequencer(Protocol):
+    """The group of strong keyspaces (`streams.gateway.strong.StrongWrites`)."""
+
+    @property
+    def home(self) -> str:
+        """The region whose Kafka has the log."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """The log."""
+        ...
+
+    @property
+    def time_ms(self) -> int:
+        """The time of the log, as far as it is applied here."""
+        ...
+
+    async def execute(self, command: bytes) -> tuple[Result, int]:
+        """A command's result and its offset; Unavailable, OutcomeUnknown."""
+        ...
+
+    async def linearize(self) -> None:
+        """Return once what was acknowledged before this call is applied here; Unavailable."""
+        ...
+
+    async def tick(self) -> None:
+        """Bring the time of the log up to now; Unavailable."""
+        ...
+
+    def row(self, key: bytes) -> bytes | None:
+        """The row of a key as it is here."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Offset and hash of the state."""
         ...

@@ -20,6 +20,7 @@ def problem(error: StreamsError) -> Reply:
         "detail": error.detail,
         "field": error.field,
         "fix": error.fix,
+        **error.extra,
     }
     return Reply(dump(body), error.status, PROBLEM, _headers(error))
 

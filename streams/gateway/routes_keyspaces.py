@@ -9,7 +9,8 @@ from streams.gateway.http import Call, Reply, reply
 from streams.gateway.params import NAME
 from streams.model.errors import BadInput, Conflict, NotFound
 from streams.model.keys import check_name
-from streams.model.keyspace import Keyspace
+from streams.model.keyspace import RESERVED, Keyspace
+from streams.model.row import MergeType
 from streams.model.ttl import parse_ttl_ms
 from streams.serde import AvroSchema, parse_json, parse_schema
 
@@ -22,7 +23,7 @@ _EXAMPLE: dict[str, object] = {
         "schema": {"description": "Name of a known schema, or an Avro schema"},
         "partitions": {"type": "integer", "minimum": 1, "maximum": 256},
         "ttl": {"description": "Default time to live, as in ?ttl="},
-        "consistency": {"enum": ["eventual", "causal"]},
+        "consistency": {"enum": ["eventual", "causal", "strong"]},
         "mirror": {"enum": ["rows", "events"]},
     },
 }
@@ -75,11 +76,13 @@ class KeyspaceRoutes:
         """Define it; answers once it can be written and read here."""
         name = check_name(call.part("name"), field="name")
         wanted, schema = _settings(name, parse_json(await call.body()))
-        if wanted.consistency == "strong":
-            raise Conflict(
-                "this system has no sequencer, so no keyspace can be strong",
-                field="consistency",
-                fix="use eventual or causal",
+        if name in RESERVED:
+            raise Conflict(f"the name is reserved: {RESERVED[name]}", field="name", fix="use another name")
+        if wanted.is_strong and wanted.merge is not MergeType.LWW:
+            raise BadInput(
+                "a strong keyspace holds whole values, in one sequence: there is nothing to merge",
+                field="merge",
+                fix="leave it out, or use lww",
             )
         stored = await self._gateway.definitions.put_keyspace(wanted, schema)
         await self._gateway.create_topics(stored)

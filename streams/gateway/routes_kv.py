@@ -5,7 +5,8 @@ from __future__ import annotations
 from streams.gateway.context import Gateway, refuse_strong
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
-from streams.gateway.params import CAUSAL_TOKEN, CONSISTENCY, IF_MATCH, KEY_PATH, MAX_STALENESS, TTL
+from streams.gateway.params import CAUSAL_TOKEN, CONSISTENCY, IF_MATCH, IF_NONE_MATCH, KEY_PATH, MAX_STALENESS, TTL
+from streams.gateway.routes_strong import StrongKeys
 from streams.kafka.producer import RecordMeta
 from streams.model.errors import NotFound
 from streams.model.keys import keyspace_of, validate_key
@@ -24,6 +25,7 @@ class KeyValueRoutes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._delete_value = delete_value()
+        self._strong = StrongKeys(gateway)
 
     def operations(self) -> list[Operation]:
         """The routes."""
@@ -42,9 +44,14 @@ class KeyValueRoutes:
                 self.put_value,
                 "Put a value: answers once the event is durable",
                 "write",
-                (KEY_PATH, TTL, CAUSAL_TOKEN, IF_MATCH),
+                (KEY_PATH, TTL, CAUSAL_TOKEN, IF_MATCH, IF_NONE_MATCH),
                 json_body,
-                {400: "Bad key, value or TTL", 409: asked[409], 413: "Body over the limit"},
+                {
+                    400: "Bad key, value or TTL",
+                    409: asked[409],
+                    412: "The version has moved",
+                    413: "Body over the limit",
+                },
                 tag="keys",
             ),
             Operation(
@@ -63,8 +70,8 @@ class KeyValueRoutes:
                 self.delete_value,
                 "Delete a key: an event too, answers like a put",
                 "write",
-                (KEY_PATH, CAUSAL_TOKEN, IF_MATCH),
-                answers={400: "Bad key", 409: asked[409]},
+                (KEY_PATH, CAUSAL_TOKEN, IF_MATCH, IF_NONE_MATCH),
+                answers={400: "Bad key", 409: asked[409], 412: "The version has moved"},
                 tag="keys",
             ),
         ]
@@ -72,6 +79,8 @@ class KeyValueRoutes:
     async def put_value(self, call: Call) -> Reply:
         """Append a put of the body."""
         key, keyspace = await self._addressed(call, "write")
+        if keyspace.is_strong:
+            return await self._strong.put(call, key, keyspace)
         text = call.query.get("ttl")
         ttl_ms = None if text is None else parse_ttl_ms(text)
         body = parse_json(await call.body())
@@ -81,11 +90,15 @@ class KeyValueRoutes:
     async def delete_value(self, call: Call) -> Reply:
         """Append a delete."""
         key, keyspace = await self._addressed(call, "write")
+        if keyspace.is_strong:
+            return await self._strong.delete(call, key, keyspace)
         return await self._append(call, keyspace, key, self._delete_value, None)
 
     async def get_value(self, call: Call) -> Reply:
         """Read the merged row."""
         key, keyspace = await self._addressed(call, "read")
+        if keyspace.is_strong:
+            return await self._strong.get(call, key)
         return await point_read(self._gateway, call, keyspace.name, key)
 
     async def _addressed(self, call: Call, action: str) -> tuple[bytes, Keyspace]:
@@ -93,7 +106,8 @@ class KeyValueRoutes:
         name = keyspace_of(key)
         await self._gateway.learn(call, name)
         keyspace = self._gateway.keyspace(call, name, action)
-        refuse_strong(call, keyspace)
+        if not keyspace.is_strong:
+            refuse_strong(call, keyspace)
         return key, keyspace
 
     async def _append(self, call: Call, keyspace: Keyspace, key: bytes, value: bytes, ttl_ms: int | None) -> Reply:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.gateway.context import Gateway
+from streams.gateway.context import Gateway, refuse_sequenced
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
 from streams.gateway.params import Param
@@ -41,6 +41,7 @@ class LoadRoutes:
         gateway = self._gateway
         ident = check_load_id(call.part("id"), "id")
         keyspace = gateway.keyspace(call, KEYSPACE.required_text(call), "read")
+        refuse_sequenced(keyspace)
         topic, since = keyspace.events_topic, FROM.text(call)
         found = await start_positions(gateway, feed_of(keyspace, None), since)
         positions = {partition: place.offset for (_, partition), place in found.items()}

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from streams.edge.edge_table import EdgeTable
 from streams.edge.watch import Position, WatchGap
-from streams.gateway.context import Gateway
+from streams.gateway.context import Gateway, refuse_sequenced
 from streams.gateway.endpoint import Operation
 from streams.gateway.event_stream import IDLE, RETRY, event, mark, stream
 from streams.gateway.http import Call, Reply
@@ -120,6 +120,7 @@ class StreamRoutes:
         """Follow this region's log, or pass on another region's stream."""
         gateway = self._gateway
         keyspace = gateway.keyspace(call, name, "read")
+        refuse_sequenced(keyspace)
         feed = feed_of(keyspace, STREAM.text(call))
         prefix = PREFIX.text(call) or ""
         refuse_detour(gateway, call, region)

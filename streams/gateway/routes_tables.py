@@ -139,7 +139,14 @@ class TableRoutes:
         _, headers = await self._gateway.settle(call, name)
         digest = await table.digest(as_of_ms)
         applied = {replica: {"seq": seq, "time_ms": time_ms} for replica, (seq, time_ms) in digest.applied.items()}
-        body = {"digest": digest.hex, "rows": digest.rows, "as_of": digest.as_of_ms, "applied": applied}
+        body: dict[str, object] = {
+            "digest": digest.hex,
+            "rows": digest.rows,
+            "as_of": digest.as_of_ms,
+            "applied": applied,
+        }
+        if table.spec.home and self._gateway.strong is not None:
+            body |= self._gateway.strong.describe()
         return reply(body, headers=headers)
 
     async def _ordered(self, call: Call) -> tuple[EdgeTable, Headers, str | None]:

@@ -28,6 +28,7 @@ from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
+from streams.gateway.strong import StrongWrites
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.errors import NotFound, StreamsError
@@ -37,6 +38,7 @@ from streams.model.peer import Announcement, check_location, check_node, check_u
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
 from streams.processing.topics import RECORD_BYTES_MAX, LogOptions, ensure_keyspace_topics, follow_ttls
+from streams.sequencer.options import SequencerOptions
 from streams.serde import purge_value
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
@@ -77,6 +79,7 @@ class ServerOptions:
     geoip: Path | None = None
     logs: LogOptions = field(default_factory=LogOptions)
     store: StoreOptions = field(default_factory=StoreOptions)
+    sequencer: SequencerOptions = field(default_factory=SequencerOptions)
 
 
 class GatewayServer:
@@ -97,6 +100,8 @@ class GatewayServer:
             decode=lambda _table, payload: self.definitions.from_avro(payload),
         )
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
+        place = options.data / "gateway" / region.name
+        self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
         self.purger = Purger(self.tables, self._emit_purge, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
@@ -115,6 +120,7 @@ class GatewayServer:
         )
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
+        self.gateway.strong = self.strong
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
@@ -157,8 +163,11 @@ class GatewayServer:
         await self._until("retention", self._follow_ttls)
         self._follow_definitions()
         self.definitions.on_change(lambda _entries: self._follow_definitions())
+        await self.strong.replica.start()
         await self.tail.start()
         await self._until("tables", lambda: self.tail.wait_ready(30.0))
+        with contextlib.suppress(TimeoutError):  # a home region that is cut off stops no other region's start
+            await asyncio.wait_for(self.strong.replica.caught_up.wait(), self._options.sequencer.wait_s)
         self.gateway.started = True
         self._spawn(self.purger.run(), "purger")
         log.info("tables are caught up; serving")
@@ -187,6 +196,7 @@ class GatewayServer:
             self._spawn(self._until_ruled(), "retention")
         missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
         self.tables.set_tables(map(TableSpec.folded, fold_tables(keyspaces)))
+        self.strong.set_keyspaces(keyspaces)
         if missing and self.gateway.started:
             self._spawn(self._ensure(missing), "topics")
 
@@ -267,9 +277,11 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
+        await self.strong.stop()
         for part in (self.tail.stop, self.producer.stop, self.definitions.stop, self._admin.stop, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()
+        self.strong.close()
 
 
 def topology_of(options: ServerOptions) -> Topology:

@@ -95,6 +95,14 @@ class Admin:
             raise NotFound(f"topic {topic} does not exist", field="topic")
         return found[topic].partitions
 
+    async def replication(self, topic: str) -> int:
+        """How many replicas a topic's partitions have; NotFound if it does not exist."""
+        response = await self._link.any_node(TopicIdsRequest([topic]))
+        for error, _name, _id, _internal, partitions, *_ in response.topics:
+            if error == 0 and partitions:
+                return max(len(partition[4]) for partition in partitions)
+        raise NotFound(f"topic {topic} does not exist", field="topic")
+
     async def ensure_topics(self, specs: Iterable[TopicSpec]) -> dict[str, TopicInfo]:
         """Create what is missing, and check what exists: Conflict names every difference in partitions or config.
 

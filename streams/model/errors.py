@@ -7,6 +7,7 @@ command line, the client and the gateway say the same thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -20,6 +21,8 @@ class StreamsError(Exception):
     status = 500
     title = "internal error"
     retriable = False
+    extra: Mapping[str, object] = MappingProxyType({})
+    """Further members of the problem document."""
 
     def __init__(self, detail: str, *, field: str | None = None, fix: str | None = None) -> None:
         super().__init__(detail)
@@ -134,9 +137,13 @@ class Timeout(StreamsError):
         self.retry_after_s = retry_after_s
 
 
+_MEMBERS = {"type", "title", "status", "detail", "field", "fix"}
+
+
 def error_of(status: int, body: Mapping[str, Any]) -> StreamsError:
     """The error that a problem document (RFC 9457) stands for; KeyError when `body` is none."""
     kinds = {each.status: each for each in StreamsError.__subclasses__() if each.__module__ == __name__}
     error = kinds.get(status, StreamsError)(body["detail"], field=body.get("field"), fix=body.get("fix"))
     error.title = str(body.get("title") or error.title)
+    error.extra = {name: value for name, value in body.items() if name not in _MEMBERS}
     return error

@@ -61,10 +61,12 @@ DERIVED: tuple[DerivedFold, ...] = (
 
 
 def fold_tables(keyspaces: Iterable[Keyspace], derived: Iterable[DerivedFold] = DERIVED) -> list[FoldTable]:
-    """Every table that is folded from the events of these keyspaces, a keyspace's own first."""
+    """Every table that is folded from the events of these keyspaces, a keyspace's own first; strong ones have none."""
     found = []
     folds = list(derived)
     for keyspace in keyspaces:
+        if keyspace.is_strong:
+            continue
         found.append(FoldTable(keyspace.name, keyspace, keyspace.merge))
         found += [
             FoldTable(each.name, keyspace, each.merge, each.udf, each.reads, each.outputs)

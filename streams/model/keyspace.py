@@ -32,6 +32,11 @@ class Keyspace:
     mirror: str = "rows"
 
     @property
+    def is_strong(self) -> bool:
+        """Whether its writes are commands in one sequence; it has no events topic then, and no changelog."""
+        return self.consistency == "strong"
+
+    @property
     def events_topic(self) -> str:
         """The topic that every put of this keyspace is appended to."""
         return f"events.{self.name}"
@@ -105,5 +110,9 @@ BUILTIN = (
     Keyspace("prefs"),
     Keyspace("content"),
     Keyspace("kv"),
+    Keyspace("strong", partitions=1, consistency="strong"),
 )
 """The keyspaces that every system starts with."""
+
+RESERVED = {"order": "orders are placed by trading, which is not built yet"}
+"""Names that will mean something particular, and why they cannot be used now."""

@@ -41,7 +41,10 @@ class LogOptions:
 
 def keyspace_topics(keyspace: Keyspace, options: LogOptions = LogOptions()) -> list[TopicSpec]:
     """Events (the broker's append time), dead letters, and for each table that is folded from the events its changelog
-    (compacted, not before minutes) and what its UDF puts out, which is kept as long as the events."""
+    (compacted, not before minutes) and what its UDF puts out, which is kept as long as the events. A strong keyspace
+    has none: its group's log holds all."""
+    if keyspace.is_strong:
+        return []
     size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
     table = {
         "cleanup.policy": "compact",

@@ -1,4 +1,4 @@
-"""The checked-in modules of wasm_udfs/, by name: anomaly, counter, kv, max, min, record_decoder, telemetry."""
+"""The checked-in modules of wasm_udfs/, by name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _PATHS = {
     "min": ("extremum", "min.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
     "anomaly": ("anomaly", "anomaly.wasm"),
+    "strong_kv": ("strong_kv", "strong_kv.wasm"),
     "telemetry": ("telemetry", "telemetry.wasm"),
 }
 _BY_MERGE = {"counter": "counter", "lww": "kv", "max": "max", "min": "min"}

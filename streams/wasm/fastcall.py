@@ -12,7 +12,13 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
-_SIGNATURES = {"streams_decode": "iill", "streams_take": "", "streams_outputs": "", "streams_alloc": "i"}
+_SIGNATURES = {
+    "streams_decode": "iill",
+    "streams_take": "",
+    "streams_outputs": "",
+    "streams_apply": "",
+    "streams_alloc": "i",
+}
 """Parameters, i = i32 and l = i64; other exports whose name starts so: `streams_…_v1` none, the rest (ptr, len)."""
 
 

@@ -16,7 +16,7 @@ from streams.wasm.engine import Limits
 OUTPUTS_MAX = 16
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
-KINDS = ("fold", "decoder")
+KINDS = ("fold", "decoder", "machine")
 _LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes")
 
 

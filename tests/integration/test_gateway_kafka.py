@@ -144,4 +144,4 @@ async def big_values_travel(edge: AsyncClient) -> None:
     with pytest.raises(StreamsError, match="over the limit"):
         await edge.put("kv:big", text + "yyy")
     with pytest.raises(Conflict):
-        await edge.put_keyspace("s", consistency="strong")
+        await edge.put_keyspace("kv", consistency="strong")

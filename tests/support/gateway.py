@@ -25,6 +25,7 @@ from streams.gateway.app import GatewayApp
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
 from streams.gateway.routes_schemas import schema_routes
+from streams.gateway.strong import StrongWrites
 from streams.kafka.batches import Headers, Record
 from streams.kafka.producer import BatchMeta, RecordMeta
 from streams.model.clock import NEVER_MS
@@ -33,7 +34,9 @@ from streams.model.keys import partition_for
 from streams.model.keyspace import BUILTIN
 from streams.model.row import MergeType
 from streams.model.topology import Region, Topology
+from streams.sequencer.commands import Result, barrier
 from streams.serde import DELETE, decode_frame, load_builtin
+from streams.wasm.machine_host import LogCommand
 from tests.support.definitions import MemoryHome, MemoryLog
 from tests.support.edge_units import STORE, Writer
 
@@ -136,6 +139,40 @@ class ModelLog:
 
 
 @dataclass
+class LocalReplica:
+    """Stands for the sequenced log: commands are applied at once by the real machine. `refuse` is raised instead, once;
+    `now_ms` is the broker's clock if set."""
+
+    strong: StrongWrites
+    refuse: StreamsError | None = None
+    now_ms: int | None = None
+    ticks: int = 0
+    barriers: int = 0
+
+    async def execute(self, command: bytes) -> tuple[Result, int]:
+        """Apply one command."""
+        refuse, self.refuse = self.refuse, None
+        if refuse is not None:
+            raise refuse
+        state, now_ms = self.strong.state, self.now_ms or time.time_ns() // 1_000_000
+        step = state.apply([LogCommand(state.next, now_ms, command)], state.next + 1)
+        self.strong._stepped(step, state.machine_state.time_ms)
+        return step.results[0], state.next - 1
+
+    async def linearize(self) -> None:
+        """Everything is applied here."""
+        refuse, self.refuse = self.refuse, None
+        self.barriers += 1
+        if refuse is not None:
+            raise refuse
+
+    async def tick(self) -> None:
+        """The log's time is now."""
+        self.ticks += 1
+        await self.execute(barrier())
+
+
+@dataclass
 class TestGateway:
     """A running gateway. `http` sends to it; `log` is the model behind it."""
 
@@ -145,6 +182,7 @@ class TestGateway:
     log: ModelLog
     gateway: Gateway
     app: GatewayApp
+    sequencer: LocalReplica
 
 
 @asynccontextmanager
@@ -156,12 +194,17 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
     tables = EdgeTables(
         EdgeOptions(path, REGIONS[0], REGIONS, store=STORE), decode=lambda _, payload: definitions.from_avro(payload)
     )
-    tables.set_tables(TableSpec.of(keyspace) for keyspace in BUILTIN)
+    tables.set_tables(TableSpec.of(keyspace) for keyspace in BUILTIN if not keyspace.is_strong)
     for replica in tables.replica_ids():
         tables.attach(replica)
     async with Definitions(topology, REGIONS[0], log=MemoryLog(MemoryHome())) as definitions:
         log = ModelLog(tables, definitions)
         gateway = Gateway(topology, topology.region(REGIONS[0]), tables, log, definitions, options or GatewayOptions())
+        strong = StrongWrites(topology, REGIONS[0], path, tables)
+        strong.set_keyspaces(definitions.keyspaces.values())
+        sequencer = LocalReplica(strong)
+        gateway.strong = strong
+        strong.replica = sequencer  # type: ignore[assignment]
         app = GatewayApp(gateway, schema_routes(definitions))
         server = HttpServer(app, port)
         await server.start()
@@ -170,9 +213,10 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         async with aiohttp.ClientSession(url) as http:
             try:
                 with patched:
-                    yield TestGateway(url, http, log, gateway, app)
+                    yield TestGateway(url, http, log, gateway, app, sequencer)
             finally:
                 gateway.closing.set()
                 await http.close()
                 await server.stop()
+                strong.close()
                 await tables.close()

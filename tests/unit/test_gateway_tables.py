@@ -173,7 +173,7 @@ async def test_keyspaces(edge: TestGateway) -> None:
         ([], "body"),
     ):
         await problem_of(await edge.http.put("/v1/keyspaces/other", json=body), 400, field)
-    await problem_of(await edge.http.put("/v1/keyspaces/other", json={"consistency": "strong"}), 409, "consistency")
+    await problem_of(await edge.http.put("/v1/keyspaces/kv", json={"consistency": "strong"}), 409, "consistency")
     await problem_of(await edge.http.put("/v1/keyspaces/BAD", json={}), 400, "name")
     await problem_of(await edge.http.get("/v1/keyspaces/none"), 404, "name")
 

@@ -1,0 +1,128 @@
+"""`SequencedState`: a machine's rows on disk, with the offset that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streams.model.clock import NEVER_MS
+from streams.model.errors import Conflict
+from streams.model.marker import InputPosition, Marker
+from streams.sequencer.commands import META_KEY, MachineState, Result, decode_result, decode_state, expiry_of
+from streams.state.errors import StoreCorrupt
+from streams.state.options import StoreOptions
+from streams.state.partition import TablePartition
+from streams.wasm.machine_host import LogCommand, MachineHost
+
+_INDEX = b"\x01t"
+_TOPIC_ID, _MODULE = "topic_id", "machine"
+_CHUNK_ROWS = 5_000
+SWEEP_ROWS = 200
+"""Expired rows that are dropped with a batch, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a batch did: a result for each command; the users' rows that changed (None: removed)."""
+
+    results: list[Result]
+    keys: list[bytes]
+
+
+class SequencedState:
+    """Rows, position and machine of one group. One RocksDB: rows and offset go into it in one write batch.
+
+    So the store is the snapshot: a restart goes on at its offset. Rows that have expired by the time of the log count
+    as absent and are dropped by the way, found by an index on their expiry that belongs to this replica alone.
+    """
+
+    def __init__(self, path: Path, topic: str, machine: MachineHost, options: StoreOptions | None = None) -> None:
+        self._topic, self._machine = topic, machine
+        try:
+            self.store = TablePartition(path, options)
+        except StoreCorrupt:
+            TablePartition.wipe(path)
+            self.store = TablePartition(path, options)
+        self._time_ms = 0
+        self._load()
+
+    def _load(self) -> None:
+        self.machine_state: MachineState = decode_state(self.store.get(META_KEY))
+        self._time_ms = self.machine_state.time_ms
+
+    @property
+    def next(self) -> int:
+        """The position in the log up to which everything is applied."""
+        return self.store.changelog_offset() or 0
+
+    @property
+    def topic_id(self) -> str:
+        """The id of the topic that these rows come from; empty before the first."""
+        return self.store.meta(_TOPIC_ID) or ""
+
+    def belongs_to(self, topic_id: str) -> bool:
+        """Whether the rows are of this topic and were made by this very machine (or there are none yet)."""
+        known, module = self.store.meta(_TOPIC_ID), self.store.meta(_MODULE)
+        return known in (None, topic_id) and module in (None, self._machine.sha256)
+
+    def begin(self, topic_id: str) -> None:
+        """Note where the rows come from, before the first is applied."""
+        self.store.set_meta(_TOPIC_ID, topic_id)
+        self.store.set_meta(_MODULE, self._machine.sha256)
+
+    def reset(self) -> None:
+        """Forget everything: the log is read again from its start."""
+        self.store.apply([], None, 0)
+        for chunk in iter(lambda: self.store.scan(limit=_CHUNK_ROWS), []):
+            self.store.apply([(key, None) for key, _ in chunk], None, 0)
+        self._load()
+
+    def apply(self, commands: Sequence[LogCommand], following: int) -> Step:
+        """Apply commands; `following` is the log's position after them. One write batch: all or nothing.
+
+        Conflict when they do not go on where the state stands. UdfTrap: nothing was applied.
+        """
+        if commands and commands[0].offset < self.next:
+            raise Conflict(f"{self._topic} stepped back to {commands[0].offset}, applied is {self.next}", field="topic")
+        done = self._machine.apply(commands, self.store.multi_get)
+        rows = list(done.rows)
+        for key, row in done.rows:
+            if row is not None and (expires_ms := expiry_of(key, row)) != NEVER_MS:
+                rows.append((_INDEX + expires_ms.to_bytes(8, "big") + key, b""))
+        for key, row in done.rows:
+            if key == META_KEY:
+                self.machine_state = decode_state(row)
+        self._time_ms = max(self._time_ms, self.machine_state.time_ms)
+        swept = self._sweep({key for key, _ in done.rows}) if done.rows else []
+        self.store.apply(rows + swept, None, following)
+        keys = [key for key, _ in (*done.rows, *swept) if key[0] >= 0x20]
+        return Step([decode_result(each) for each in done.results], keys)
+
+    def _sweep(self, just_changed: set[bytes]) -> list[tuple[bytes, bytes | None]]:
+        dead: list[tuple[bytes, bytes | None]] = []
+        for entry, _ in self.store.scan(_INDEX, limit=SWEEP_ROWS):
+            if int.from_bytes(entry[2:10], "big") > self._time_ms:
+                break
+            key = entry[10:]
+            if key not in just_changed:
+                row = self.store.get(key)
+                if row is not None and expiry_of(key, row) <= self._time_ms:
+                    dead.append((key, None))
+                dead.append((entry, None))
+        return dead
+
+    def marker(self, time_ms: int) -> Marker:
+        """Where this replica stands, as tables carry it; `time_ms`: everything acknowledged before is in."""
+        return Marker(
+            "commit",
+            self.next,
+            time_ms,
+            {f"{self._topic}/0": InputPosition(self.next, self.topic_id)},
+            self._machine.sha256,
+        )
+
+    def close(self) -> None:
+        """Release the directory; idempotent."""
+        self.store.close()
+        self._machine.close()

@@ -1,0 +1,170 @@
+"""`MachineHost`: runs a module of kind "machine" over stretches of a sequenced log.
+
+A machine keeps nothing between batches: the rows that a batch needs are read for it and those that it changed are taken
+out, so its state may outgrow memory, and results do not depend on where batches are cut. ABI: wasm_udfs/ABI.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from streams.model.errors import BadInput
+from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap
+from streams.wasm.guest import Guest
+
+MACHINE_EXPORT = "streams_machine_v1"
+_MAGIC = 0x314D5453
+_U32 = struct.Struct("<I")
+_KEEP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LogCommand:
+    """A record of a sequenced log, as a machine gets it. `append_ms`: the broker's append time, epoch milliseconds."""
+
+    offset: int
+    append_ms: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch did: a result for each command, and the rows that changed (None: removed)."""
+
+    results: list[bytes]
+    rows: list[tuple[bytes, bytes | None]]
+
+
+ReadRows = Callable[[list[bytes]], Sequence[bytes | None]]
+
+
+@dataclass(slots=True)
+class MachineHost:
+    """One machine. Not thread-safe. A trap drops the instance; the same batch may be tried again, on a new one."""
+
+    wasm: bytes
+    cache: ModuleCache
+    limits: Limits = field(default_factory=lambda: Limits(deadline_s=5.0))
+    _guest: Guest | None = None
+
+    def __post_init__(self) -> None:
+        compiled = self.cache.load(self.wasm)
+        names = {export.name for export in compiled.module.exports}
+        if MACHINE_EXPORT not in names or any(compiled.module.imports):
+            raise BadInput(f"the module exports no {MACHINE_EXPORT}, or has imports", field="module", fix="see ABI.md")
+
+    @property
+    def sha256(self) -> str:
+        """The module's identity."""
+        return self.cache.load(self.wasm).sha256
+
+    def apply(self, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
+        """Apply commands in the log's order. UdfTrap: nothing was applied."""
+        if not commands:
+            return Applied([], [])
+        guest = self._guest or Guest(self.cache.load(self.wasm), self.limits, self.cache.host)
+        self._guest = None
+        try:
+            found = _run(guest, commands, read_rows)
+        except BaseException:
+            guest.close()
+            raise
+        if guest.memory_bytes > _KEEP_BYTES:
+            guest.close()
+        else:
+            self._guest = guest
+        return found
+
+    def close(self) -> None:
+        """Free the instance; idempotent."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close()
+
+
+def _run(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
+    ptr, size = guest.put(_batch(commands))
+    asked, _ = guest.describe(guest.call("streams_prepare", ptr, size))
+    keys, firsts = _asked(asked)
+    if keys:
+        rows = read_rows(keys)
+        heads = [None if row is None else row[:first] for row, first in zip(rows, firsts, strict=True)]
+        ptr, size = guest.put(_rows(keys, heads))
+        if guest.call("streams_load", ptr, size):
+            raise UdfTrap("the machine refused the rows that it asked for", TrapKind.MALFORMED)
+    answer, _ = guest.describe(guest.call("streams_apply"))
+    results = _blobs(answer, len(commands))
+    changed: list[tuple[bytes, bytes | None]] = []
+    status = 1
+    while status:
+        taken, status = guest.describe(guest.call("streams_take"))
+        changed += _taken(taken)
+    return Applied(results, changed)
+
+
+def _batch(commands: Sequence[LogCommand]) -> bytes:
+    n = len(commands)
+    ends = np.cumsum([len(each.value) for each in commands], dtype=np.uint32)
+    stamps = np.array([each.append_ms for each in commands], np.int64)
+    offsets = np.array([each.offset for each in commands], np.int64)
+    head = struct.pack("<II", _MAGIC, n) + stamps.tobytes() + offsets.tobytes() + ends.tobytes()
+    return head + b"".join(each.value for each in commands)
+
+
+def _column(data: bytes, at: int, n: int) -> list[int]:
+    if at + 4 * n > len(data):
+        raise UdfTrap("the machine's answer is cut off", TrapKind.MALFORMED)
+    found: list[int] = np.frombuffer(data, "<u4", n, at).tolist()
+    return found
+
+
+def _count(data: bytes) -> int:
+    if len(data) < 4:
+        raise UdfTrap("the machine's answer is cut off", TrapKind.MALFORMED)
+    return int(_U32.unpack_from(data)[0])
+
+
+def _cut(data: bytes, at: int, ends: Sequence[int]) -> list[bytes]:
+    found, start = [], 0
+    for end in ends:
+        if end < start or at + end > len(data):
+            raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
+        found.append(data[at + start : at + end])
+        start = end
+    return found
+
+
+def _asked(data: bytes) -> tuple[list[bytes], list[int]]:
+    n = _count(data)
+    ends, firsts = _column(data, 4, n), _column(data, 4 + 4 * n, n)
+    return _cut(data, 4 + 8 * n, ends), firsts
+
+
+def _blobs(data: bytes, expected: int) -> list[bytes]:
+    n = _count(data)
+    if n != expected:
+        raise UdfTrap(f"the machine answered {n} results to {expected} commands", TrapKind.MALFORMED)
+    return _cut(data, 4 + 4 * n, _column(data, 4, n))
+
+
+def _rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
+    key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint32)
+    row_ends = np.cumsum([len(row or b"") for row in rows], dtype=np.uint32)
+    present = bytes(row is not None for row in rows)
+    head = _U32.pack(len(keys)) + key_ends.tobytes() + row_ends.tobytes() + present
+    return head + b"".join(keys) + b"".join(row for row in rows if row is not None)
+
+
+def _taken(data: bytes) -> list[tuple[bytes, bytes | None]]:
+    n = _count(data)
+    key_ends, row_ends = _column(data, 4, n), _column(data, 4 + 4 * n, n)
+    present = data[4 + 8 * n : 4 + 9 * n]
+    keys = _cut(data, 4 + 9 * n, key_ends)
+    rows = _cut(data, 4 + 9 * n + (key_ends[-1] if n else 0), row_ends)
+    if len(present) != n or any(not len(key) > 0 or key[0] == 0 for key in keys):
+        raise UdfTrap("the machine changed a row without a key, or with the platform's own", TrapKind.MALFORMED)
+    return [(key, row if is_there else None) for key, row, is_there in zip(keys, rows, present, strict=True)]
