@@ -17,6 +17,7 @@ from streams.bench.ingest import PARTS, IngestOptions, bench_ingest
 from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_visible
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
+from streams.bench.mirror import MirrorOptions, bench_mirror
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
 from streams.model.errors import BadInput, StreamsError
@@ -56,6 +57,7 @@ BENCHES: dict[str, Bench] = {
     "read": lambda _, say: bench_read(LatencyOptions(), say),
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
+    "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 
 
