@@ -145,6 +145,7 @@ class Endpoint:
         if key is None:
             return await operation.handler(call), False
         target = bytes(call.scope.get("raw_path") or b"") + b"?" + bytes(call.scope["query_string"])
+        target += repr((call.header(b"if-match"), call.header(b"if-none-match"))).encode()
         body = await call.body()
         facts = (call.method, target, call.content_type, call.principal.name, body)
         large = len(body) >= HASHED_INLINE_BYTES

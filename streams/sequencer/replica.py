@@ -106,7 +106,7 @@ class Replica:
 
         Unavailable: nothing was written. OutcomeUnknown: it may have been, or may be yet.
         """
-        self._check_reachable("nothing was written")
+        self._check_reachable("this attempt sent nothing")
         try:
             async with asyncio.timeout(self._options.wait_s):
                 try:

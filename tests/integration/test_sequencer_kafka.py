@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from streams.kafka.admin import Admin
+from streams.kafka.run import Run
 from streams.model.errors import Unavailable
 from streams.region.kafka_server import KafkaServer
 from streams.sequencer.commands import Change, Code, command_id, transaction
@@ -22,6 +23,7 @@ from streams.sequencer.state import SequencedState
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import ModuleCache
 from streams.wasm.machine_host import MachineHost
+from tests.support.polling import eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -94,3 +96,31 @@ async def test_without_its_home_nothing_is_sent_and_all_is_said(tmp_path: Path) 
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await ask
         assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("barrier", ["index", "append"])
+async def test_a_replica_that_is_behind_lets_its_reader_wait(
+    kafka: KafkaServer, tmp_path: Path, barrier: BarrierMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, servers = f"t{uuid.uuid4().hex[:8]}", kafka.bootstrap_servers
+    async with (
+        following(servers, group, tmp_path / "a", barrier) as a,
+        following(servers, group, tmp_path / "b", barrier) as b,
+    ):
+        gate, take, held = asyncio.Event(), b._take, asyncio.Event()
+
+        async def behind(run: Run) -> None:
+            held.set()
+            await gate.wait()
+            await take(run)
+
+        monkeypatch.setattr(b, "_take", behind)
+        _, offset = await a.execute(put("x", b"new"))
+        await asyncio.wait_for(held.wait(), 10)
+        reading = asyncio.create_task(b.linearize())
+        await eventually(lambda: b._waiting and max(b._waiting)[0] > offset)
+        assert not reading.done() and b.state.store.get(b"strong:k") is None
+        gate.set()
+        await reading
+        row = b.state.store.get(b"strong:k")
+        assert row is not None and row.endswith(b"new")

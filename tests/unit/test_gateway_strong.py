@@ -86,6 +86,12 @@ async def test_the_same_key_answers_the_first_result_also_after_a_restart(edge: 
     edge.gateway.idempotency._entries.clear()
     await problem_of(await edge.http.put(A, json=9, headers=key), 422, "Idempotency-Key")
     await problem_of(await edge.http.put(A + "b", json=1, headers=key), 422, "Idempotency-Key")
+    for entries in ("known here", "forgotten here"):
+        await problem_of(await edge.http.put(A, json=1, headers={**key, "If-Match": "1"}), 422, "Idempotency-Key")
+        if entries == "known here":
+            await edge.http.put(A, json=1, headers=key)
+            await problem_of(await edge.http.put(A, json=1, headers={**key, "If-Match": "1"}), 422, "Idempotency-Key")
+        edge.gateway.idempotency._entries.clear()
     stale = {"If-Match": "77", "Idempotency-Key": "lost"}
     before = await problem_of(await edge.http.put(A, json=3, headers=stale), 412, "If-Match")
     await edge.http.put(A, json=4)
