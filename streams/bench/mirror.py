@@ -48,9 +48,7 @@ def _measured(system: OwnSystem, options: MirrorOptions, per_device_s: int) -> l
     readings = Readings(
         options.devices, time.time_ns() // 1_000_000 - 3_600_000, per_event_s=options.devices * per_device_s
     )
-    here = replace(
-        system, gateways={first: system.first}, bootstrap_servers={first: system.bootstrap_servers[first]}
-    )
+    here = replace(system, gateways={first: system.first}, bootstrap_servers={first: system.bootstrap_servers[first]})
     asyncio.run(run_load(here, readings, LoadOptions(count=options.readings)))
     _converged(system)
     asyncio.run(_refuse_raw(system.bootstrap_servers[list(system.gateways)[1]], first))
