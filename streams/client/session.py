@@ -15,7 +15,7 @@ from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
-from streams.client.transport import Transport
+from streams.client.transport import CATCH_UP_S, Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
 from streams.model.token import Token
@@ -49,10 +49,11 @@ class AsyncClient(StrongCalls):
         token: str | Token | None = None,
         bearer: str | None = None,
         bootstrap_servers: str | None = None,
+        catch_up_s: float = CATCH_UP_S,
     ) -> None:
         self.url = url.rstrip("/")
         self._bootstrap_servers = bootstrap_servers
-        self._transport = Transport(self.url, bearer)
+        self._transport = Transport(self.url, bearer, catch_up_s)
         if token:
             self.observe(token)
 

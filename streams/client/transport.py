@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -15,15 +17,17 @@ from streams.model.token import Token
 TIMEOUT_S = 60.0
 CONNECT_S = 5.0
 IDLE_S = 45.0
+CATCH_UP_S = 30.0
 LINE_BYTES_MAX = 64 << 20
 
 
 class Transport:
     """Requests to one gateway, with the session's token on each."""
 
-    def __init__(self, url: str, bearer: str | None) -> None:
+    def __init__(self, url: str, bearer: str | None, catch_up_s: float = CATCH_UP_S) -> None:
         self._url = url
         self._bearer = bearer
+        self._catch_up_s = catch_up_s
         self._http: aiohttp.ClientSession | None = None
         self._closed = False
         self.token = Token()
@@ -55,7 +59,28 @@ class Transport:
         headers: dict[str, str] | None = None,
         body: bytes | AsyncIterator[bytes] | None = None,
     ) -> Any:
-        """The answer's JSON; its token is merged into the session's. Raises what the problem says."""
+        """The answer's JSON; its token is merged into the session's. Raises what the problem says.
+
+        A read that the region has not caught up for is asked again, for `catch_up_s` in all: a gateway holds it only
+        for seconds, a load may take longer to fold.
+        """
+        deadline = time.monotonic() + self._catch_up_s
+        while True:
+            try:
+                return await self._once(method, path, query, headers, body)
+            except Timeout as error:
+                if method != "GET" or error.field != "Causal-Token" or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s, max(0.0, deadline - time.monotonic())))
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        headers: dict[str, str] | None,
+        body: bytes | AsyncIterator[bytes] | None,
+    ) -> Any:
         sent = dict(headers or {})
         if self.token.positions:
             sent["Causal-Token"] = self.token.encode()

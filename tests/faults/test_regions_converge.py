@@ -422,7 +422,8 @@ async def test_a_token_is_honoured_in_the_other_region(system: WholeSystem, seed
                 row = await apart.get(key)
                 assert row is not None and row.value == 50, "without a token the older value is answered at once"
             far.observe(home.token)
-            await refused_in_time(far.get(key))
+            async with connect(system.url(FAR), token=home.token, catch_up_s=0) as impatient:
+                await refused_in_time(impatient.get(key))
             await staleness_grows(system.url(FAR))
             async with connect(system.url(FAR)) as apart:
                 await refused_in_time(apart.get(key, max_staleness_ms=500))

@@ -42,7 +42,7 @@ async def streams(*arguments: str, data: Path | None = None) -> tuple[int, str, 
 
 
 async def test_a_session_reads_its_writes_and_types_its_errors(edge: TestGateway) -> None:
-    async with connect(edge.url) as client:
+    async with connect(edge.url, catch_up_s=0) as client:
         receipt = await client.put("score:a", {"add": 5}, ttl=3600)
         assert client.token == receipt.token
         row = await client.get("score:a")
