@@ -224,6 +224,20 @@ class Supervisor:
         self._rewrite: asyncio.TimerHandle | None = None
         self._write_state()  # at start, a directory that cannot be written is an error
 
+    def add(self, spec: ProcessSpec) -> ManagedProcess:
+        """Keep one more process running, from now on; nothing waits for it."""
+        process = ManagedProcess(spec, self._on_change)
+        self.processes.append(process)
+        process.start()
+        return process
+
+    async def remove(self, name: str) -> None:
+        """Stop a process that was added, and forget it."""
+        for process in [each for each in self.processes if each.spec.name == name]:
+            await process.stop()
+            self.processes.remove(process)
+        self.write_state()
+
     async def start_phase(self, phase: int) -> None:
         """Start all of one phase at once and wait until each is ready; the first failure is raised."""
         group = [process for process in self.processes if process.spec.phase == phase]
