@@ -89,10 +89,8 @@ def deploy(
     async def work(edge: AsyncClient) -> None:
         began_s = time.monotonic()
         found = await edge.deploy_globally(directory, wait_s=wait)
-        took_s = time.monotonic() - began_s
-        print(
-            f"{found['name']} {found['version']} ({found['sha256'][:12]}) makes table {found['table']}, {took_s:.1f} s"
-        )
+        took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
+        print(f"{found['name']} {found['version']} ({sha}) makes table {found['table']}, {took_s:.1f} s")
         _print_regions(found)
         _check(found)
 

@@ -113,4 +113,6 @@ class Udfs(Sequenced[UdfsView]):
 
     def _is_here(self, wanted: Deployment, *, removed: bool) -> bool:
         found = self._view.udfs.get(wanted.name)
-        return found is not None and found.sha256 == wanted.sha256 and found.removed == removed
+        if found is None or found.removed != removed:
+            return False
+        return (found.sha256, found.manifest_text) == (wanted.sha256, wanted.manifest_text)

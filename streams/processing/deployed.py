@@ -142,16 +142,17 @@ async def serve_udf(options: WorkerOptions, topology: Topology, definitions: Def
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop.set)
     states = StateWriter(options.bootstrap_servers)
-    async with Udfs(topology, options.region, keep=options.udf) as udfs:
-        await states.start()
-        try:
-            catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache())
-            reporter = Reporter(states, options.region)
-            if not await _admitted(catalog, reporter, stop):
-                return 0
-            return await _work(Worker(options, catalog), catalog, reporter)
-        finally:
-            await states.stop()
+    udfs = Udfs(topology, options.region, keep=options.udf)
+    try:
+        await asyncio.gather(udfs.start(), states.start())
+        catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache())
+        reporter = Reporter(states, options.region)
+        if not await _admitted(catalog, reporter, stop):
+            return 0
+        return await _work(Worker(options, catalog), catalog, reporter)
+    finally:
+        await udfs.stop()
+        await states.stop()
 
 
 async def _admitted(catalog: DeployedCatalog, reporter: Reporter, stop: asyncio.Event) -> bool:

@@ -33,6 +33,7 @@ from streams.region.mirror_maker import MirrorOptions
 from streams.region.paths import data_dir
 from streams.region.plan import MIRROR_PORT, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
+from streams.region.spares import Spares
 from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, RestartPolicy, Supervisor
 
@@ -256,13 +257,30 @@ async def _follow_udfs(options: UpOptions, topology: Topology, supervisor: Super
     if command is None or options.worker is None:
         return
 
+    log_file = options.data / "logs" / "worker-spare.log"
+    warm = Spares((sys.executable, "-m", "streams.processing.spare"), len(topology.regions), log_file, process_env())
+
     def spec(region: Region, udf: str) -> ProcessSpec:
         name = udf_process(region.name, udf)
+        log_file = options.data / "logs" / f"{name}.log"
+        asked = {
+            "region": region.name,
+            "bootstrap_servers": region.bootstrap_servers,
+            "data": str(options.data),
+            "udf": udf,
+            "log": str(log_file),
+        }
         worker = _python_spec(options, region, "worker", lambda data, where: command(data, where, udf))
         policy = RestartPolicy(first_attempts=sys.maxsize)
-        return replace(worker, name=name, log_file=options.data / "logs" / f"{name}.log", policy=policy)
+        return replace(worker, name=name, log_file=log_file, policy=policy, warm=lambda: warm.take(asked))
 
-    await DeployedWorkers(options.data, topology.regions, supervisor, spec).run()
+    filling = asyncio.create_task(warm.run())
+    try:
+        await DeployedWorkers(options.data, topology.regions, supervisor, spec).run()
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        await warm.close()
 
 
 async def _serve(options: UpOptions, topology: Topology, stopping: asyncio.Task[bool]) -> None:
