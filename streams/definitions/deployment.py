@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from streams.definitions.entries import Entry
 from streams.model.errors import BadInput, Conflict
-from streams.model.fold_table import FURTHER, FoldTable
+from streams.model.fold_table import DERIVED, FoldTable
 from streams.model.keyspace import Keyspace
 from streams.wasm.admission import version_key
 from streams.wasm.engine import module_hash
@@ -131,7 +131,7 @@ def check_inputs(manifest: Manifest, keyspaces: Mapping[str, Keyspace]) -> None:
             )
         if keyspaces[name].consistency == "strong":
             raise Conflict(f"keyspace {name} is strong", field="inputs", fix="fold an eventual or causal keyspace")
-    if manifest.table in keyspaces or any(each.name == manifest.table for each in FURTHER):
+    if manifest.table in keyspaces or any(each.name == manifest.table for each in DERIVED):
         raise Conflict(
             f"{manifest.table} is a keyspace's or a built-in table",
             field="table",

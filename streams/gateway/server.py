@@ -40,7 +40,13 @@ from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
-from streams.processing.topics import RECORD_BYTES_MAX, LogOptions, ensure_keyspace_topics, ensure_table_topics, follow_ttls
+from streams.processing.topics import (
+    RECORD_BYTES_MAX,
+    LogOptions,
+    ensure_keyspace_topics,
+    ensure_table_topics,
+    follow_ttls,
+)
 from streams.sequencer.options import SequencerOptions
 from streams.serde import purge_value
 from streams.state.options import StoreOptions
