@@ -36,6 +36,8 @@ def gateway(
     stall_s: Annotated[
         float, typer.Option(help="A subscriber that reads nothing for so long is disconnected, seconds.", min=0.1)
     ] = 30.0,
+    udf_module_mib: Annotated[int, typer.Option(help="Largest module that is deployed, MiB.", min=1, max=12)] = 8,
+    udfs_max: Annotated[int, typer.Option(help="Most UDFs deployed at once.", min=0, max=1000)] = 32,
     delete_grace_s: Annotated[
         float,
         typer.Option(
@@ -51,9 +53,11 @@ def gateway(
     from streams.gateway.server import ServerOptions, run_gateway
     from streams.gateway.subscribers import StreamOptions
     from streams.region.paths import data_dir
+    from streams.wasm.admission import DeployCaps
 
     streams = StreamOptions(stall_s=stall_s, subscribers_max=subscribers_max)
     limits = GatewayOptions(body_limit_bytes=body_limit_mib << 20, streams=streams)
+    caps = DeployCaps(module_bytes=udf_module_mib << 20, udfs=udfs_max)
     purge = PurgeOptions.remembering(delete_grace_s)
     options = ServerOptions(
         region,
@@ -68,6 +72,7 @@ def gateway(
         node,
         _location(location),
         geoip,
+        udfs=caps,
     )
     raise typer.Exit(run_gateway(options))
 

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("streams.cli.export:app", "Write a table's rows to such a file."),
     "route": Entry("streams.cli.route:app", "Show the gateway that serves a place: streams route 40.7 -74.0"),
     "verify": Entry("streams.cli.verify:verify", "Check that a history of concurrent clients is linearizable."),
+    "udf": Entry("streams.cli.udf:app", "Make, test, deploy, list and remove UDFs."),
     "demo": Entry("streams.demo.command:demo", "Run a use case end to end."),
     "bench": Entry("streams.bench.command:app", "Measure, beside peers."),
     "worker": Entry("streams.cli.worker:worker", "One worker process, for the many-machine topology."),

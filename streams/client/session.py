@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
 from streams.client.transport import CATCH_UP_S, Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
+from streams.client.udfs import udf_form
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
 from streams.model.token import Token
 from streams.model.ttl import parse_ttl_ms
@@ -283,6 +285,27 @@ class AsyncClient(StrongCalls):
         path = _path("/v1/keyspaces/", name)
         found: dict[str, Any] = await self._transport.json("PUT", path, {}, headers=headers, body=dump(settings))
         return found
+
+    async def deploy_globally(self, directory: str | Path, *, wait_s: int = 10) -> dict[str, Any]:
+        """Deploy a UDF directory (udf.toml and its module or C source) in all regions; answers how it does in each.
+
+        Waits up to `wait_s` for the regions that are heard from. Idempotent for an equal module and manifest. BadInput
+        names what is refused; Conflict: it does not fit what is deployed, as another module of the same version.
+        """
+        body, kind = await asyncio.to_thread(udf_form, directory)
+        headers = {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex}
+        query = {"wait": str(wait_s)}
+        found: dict[str, Any] = await self._transport.json("POST", "/v1/udfs", query, headers=headers, body=body)
+        return found
+
+    async def udfs(self) -> list[dict[str, Any]]:
+        """The deployed UDFs, and their state in each region."""
+        found: list[dict[str, Any]] = (await self._transport.json("GET", "/v1/udfs", {}))["udfs"]
+        return found
+
+    async def remove_udf(self, name: str) -> None:
+        """Stop a UDF in all regions; its table is served no more. NotFound."""
+        await self._transport.json("DELETE", _path("/v1/udfs/", name), {})
 
     async def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
         """Return when this region has `token` (default: the session's own); Timeout after `timeout_s`."""

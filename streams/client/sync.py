@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -134,6 +135,18 @@ class Client(SyncStrongCalls):
     def put_keyspace(self, name: str, **settings: Any) -> dict[str, Any]:
         """See AsyncClient.put_keyspace."""
         return self._run(self._edge.put_keyspace(name, **settings))
+
+    def deploy_globally(self, directory: str | Path, *, wait_s: int = 10) -> dict[str, Any]:
+        """See AsyncClient.deploy_globally."""
+        return self._run(self._edge.deploy_globally(directory, wait_s=wait_s))
+
+    def udfs(self) -> list[dict[str, Any]]:
+        """See AsyncClient.udfs."""
+        return self._run(self._edge.udfs())
+
+    def remove_udf(self, name: str) -> None:
+        """See AsyncClient.remove_udf."""
+        self._run(self._edge.remove_udf(name))
 
     def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
         """See AsyncClient.wait_for."""

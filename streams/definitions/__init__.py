@@ -8,10 +8,10 @@ from streams.definitions.registry import (
     OP_PURGE,
     OP_PUT,
     Definitions,
-    DefinitionsOptions,
     Incompatible,
     check_subject,
 )
+from streams.definitions.sequenced import DefinitionsOptions
 from streams.definitions.view import DefinitionsView, Version
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from streams.definitions.entries import Entry, decode_entry
 from streams.kafka.admin import Admin, TopicSpec
@@ -29,9 +29,11 @@ TOPIC_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class KafkaLogOptions:
-    """`topic`: the name at home, also the transactional id of writers. Waits in seconds, sizes in bytes."""
+    """`topic`: the name at home, also the transactional id of writers; `settings`: what it is created with. Waits in
+    seconds, sizes in bytes."""
 
     topic: str = TOPIC
+    settings: Mapping[str, str] = field(default_factory=lambda: TOPIC_SETTINGS)
     request_timeout_s: float = 20.0
     fetch: FetchOptions = FetchOptions(client_id="streams-definitions", partition_bytes=1 << 20)  # noqa: RUF009
 
@@ -124,7 +126,7 @@ class KafkaDefinitionsLog:
         deadline = Deadline(timeout_s, 0.05, 0.5)
         async with Admin(self._local_servers, min(timeout_s, self._options.request_timeout_s)) as admin:
             if self._at_home and self._options.topic not in await admin.topics([self._options.topic]):
-                await admin.ensure_topics([TopicSpec(self._options.topic, 1, TOPIC_SETTINGS)])
+                await admin.ensure_topics([TopicSpec(self._options.topic, 1, self._options.settings)])
             while self._local_topic not in await admin.topics([self._local_topic]):
                 await deadline.pause(f"{self._local_topic} is not mirrored yet; is MirrorMaker running?")
         await self._local.start()

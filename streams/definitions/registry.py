@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import random
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from streams.definitions.entries import Entry, config_entry, keyspace_entry, schema_entry, version_entry
-from streams.definitions.kafka_log import KafkaDefinitionsLog, KafkaLogOptions
-from streams.definitions.log import DefinitionsLog, Fenced, UnknownOutcome
+from streams.definitions.kafka_log import KafkaDefinitionsLog
+from streams.definitions.log import DefinitionsLog
+from streams.definitions.sequenced import DefinitionsOptions, Sequenced
 from streams.definitions.view import DefinitionsView, Version
-from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Timeout
+from streams.model.errors import BadInput, Conflict, NotFound, Timeout
 from streams.model.fold_table import DERIVED
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.row import MergeType
@@ -37,8 +34,6 @@ from streams.serde import (
     unreadable,
 )
 
-log = logging.getLogger(__name__)
-
 OP_PUT, OP_DELETE, OP_PURGE = 0, 1, 2
 _SUBJECT = re.compile(r"[^/\x00-\x1f\x7f]{1,249}\Z")
 _FOLDED = {
@@ -46,9 +41,6 @@ _FOLDED = {
     MergeType.MAX: "streams.Number",
     MergeType.MIN: "streams.Number",
 }
-
-Callback = Callable[[Sequence[Entry]], None]
-Plan = Callable[[DefinitionsView], list[Entry]]
 
 
 class Incompatible(Conflict):
@@ -63,39 +55,21 @@ class Incompatible(Conflict):
         self.reasons = tuple(reasons)
 
 
-@dataclass(frozen=True, slots=True)
-class DefinitionsOptions:
-    """Waits, in seconds. `start_s`: until all built-in definitions are here. `write_s`: a write, with its retries.
-
-    `visible_s`: from a write until the local region has it. `kafka`: how the topic is read and written.
-    """
-
-    start_s: float = 60.0
-    write_s: float = 20.0
-    visible_s: float = 15.0
-    kafka: KafkaLogOptions = KafkaLogOptions()  # noqa: RUF009
-
-
-class Definitions:
+class Definitions(Sequenced[DefinitionsView]):
     """The definitions as one process sees and changes them. Reads answer from memory; all methods on one event loop."""
 
     def __init__(
         self,
         topology: Topology,
         region: str,
-        options: DefinitionsOptions = DefinitionsOptions(),
+        options: DefinitionsOptions | None = None,
         *,
         log: DefinitionsLog | None = None,
     ) -> None:
         self._at_home = topology.region(region).name == topology.home.name
-        self._options = options
-        self._log = log or KafkaDefinitionsLog(topology, region, options.kafka)
-        self._view, self._home_view = DefinitionsView(), DefinitionsView()
-        self._callbacks: list[Callback] = []
-        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        self._writing = asyncio.Lock()
-        self._tail: asyncio.Task[None] | None = None
-        self.trouble: str | None = None
+        options = options or DefinitionsOptions()
+        log = log or KafkaDefinitionsLog(topology, region, options.kafka)
+        super().__init__(log, DefinitionsView(), DefinitionsView(), options)
 
     async def start(self) -> None:
         """Read everything, seed what is built in (home region) or wait for it (others), then follow the topic.
@@ -105,9 +79,7 @@ class Definitions:
         started = time.monotonic()
         await self._log.start(self._options.start_s)
         try:
-            while not await self._log.at_end():
-                self._take(await self._log.read(1.0))
-            self._tail = asyncio.create_task(self._follow(), name="definitions")
+            await self._begin("definitions")
             if self._at_home and _missing(self._view):
                 await self._write(_missing, self._options.start_s)
             left_s = self._options.start_s - (time.monotonic() - started)
@@ -115,22 +87,6 @@ class Definitions:
         except BaseException:
             await self.stop()
             raise
-
-    async def stop(self) -> None:
-        """Stop following and disconnect; idempotent."""
-        tail, self._tail = self._tail, None
-        if tail is not None:
-            tail.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await tail
-        await self._log.stop()
-
-    async def __aenter__(self) -> Definitions:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
 
     # ---- reads: the local region's view, no waiting
 
@@ -207,11 +163,6 @@ class Definitions:
         """The JSON value of wire-format bytes; BadInput when they are invalid or their schema is unknown."""
         return from_avro(value, self._view.schemas)
 
-    def on_change(self, callback: Callback) -> Callable[[], None]:
-        """Call back with the entries that came, after they are in force. Returns what unsubscribes. Must not block."""
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback)
-
     async def wait_for(self, schema_ids: Collection[int], timeout_s: float) -> bool:
         """Whether all these ids are known, at once or within the time."""
         try:
@@ -256,77 +207,6 @@ class Definitions:
         entry = config_entry(check_subject(subject) if subject else "", wanted)
         await self._write(lambda view: [] if view.own_level(subject) == wanted else [entry])
         await self._visible(lambda: self._view.own_level(subject) == wanted)
-
-    # ---- inside
-
-    async def _write(self, plan: Plan, timeout_s: float | None = None) -> None:
-        """Claim, read to the end, decide, append; again when another writer came between. Timeout after `timeout_s`
-        (None: `write_s`)."""
-        timeout_s = self._options.write_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
-        pause_s = 0.01
-        async with self._writing:
-            while True:
-                reason: StreamsError
-                try:
-                    self._home_view.apply(await self._log.claim(self._options.write_s))
-                    entries = plan(self._home_view)
-                    if entries:
-                        await self._log.append(entries)
-                    return
-                except (Fenced, UnknownOutcome) as error:
-                    reason = error
-                if time.monotonic() + pause_s > deadline:
-                    raise Timeout(
-                        f"the definition could not be written within {timeout_s:g} s: {reason}",
-                        fix="look whether it is there, then try again",
-                    )
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(pause_s * 2, 0.5)
-
-    async def _follow(self) -> None:
-        pause_s = 0.1
-        while True:
-            try:
-                self._take(await self._log.read(1.0))
-            except StreamsError as error:
-                self.trouble = str(error)
-                log.warning("definitions cannot be read now: %s", error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 2.0)
-            else:
-                self.trouble, pause_s = None, 0.1
-
-    def _take(self, entries: Sequence[Entry]) -> None:
-        taken = self._view.apply(entries)
-        waiting = [waiter for waiter in self._waiters if not waiter[1].done()]
-        self._waiters = []
-        for check, future in waiting:
-            if check():
-                future.set_result(None)
-            else:
-                self._waiters.append((check, future))
-        if not taken:
-            return
-        for callback in list(self._callbacks):
-            try:
-                callback(taken)
-            except Exception:  # somebody else's code: it must not end the tail that everybody reads through
-                log.exception("a callback on changed definitions failed; the others go on")
-
-    async def _visible(self, check: Callable[[], bool]) -> None:
-        await self._until(check, self._options.visible_s, "the definition is written, but not yet mirrored to here")
-
-    async def _until(self, check: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
-        if check():
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((check, future))
-        try:
-            await asyncio.wait_for(future, max(timeout_s, 0.0))
-        except TimeoutError:
-            detail = f"{otherwise} after {timeout_s:.1f} s"
-            raise Timeout(f"{detail}: {self.trouble}" if self.trouble else detail) from None
 
 
 def check_subject(subject: str) -> str:

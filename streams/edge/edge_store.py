@@ -121,7 +121,7 @@ class EdgeTables:
         self._topics: dict[str, tuple[EdgeTable, str]] = {}
 
     def set_tables(self, specs: Iterable[TableSpec]) -> None:
-        """Serve these tables too. Tables once served stay; a table's spec does not change."""
+        """Serve these tables too. Tables once served stay until `retire`; a table's spec does not change."""
         for spec in specs:
             if spec.name not in self._tables:
                 table = EdgeTable(spec, self.options, self._decode, self._clock)
@@ -129,6 +129,21 @@ class EdgeTables:
                 for origin in () if spec.home else self.options.regions:
                     self._topics[spec.topic(origin, self.options.region)] = (table, origin)
         self.positions.set_tables(table.spec for table in self._tables.values())
+
+    async def retire(self, names: Iterable[str]) -> None:
+        """Serve these tables no more. Their replicas stay, open until the end: reads may be under way."""
+        for name in names:
+            table = self._tables.pop(name, None)
+            if table is None:
+                continue
+            self._topics = {topic: found for topic, found in self._topics.items() if found[0] is not table}
+            self.positions.set_tables(each.spec for each in self._tables.values())
+            await table.close()
+
+    def serves(self, unit: ChangelogUnit) -> bool:
+        """Whether a replica is attached for the unit: its table may have been retired while it was fetched."""
+        found = self._topics.get(unit.topic)
+        return found is not None and (found[1], unit.partition) in found[0].replicas
 
     @property
     def tables(self) -> dict[str, EdgeTable]:

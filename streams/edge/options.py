@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class TableSpec:
     keys in several replicas are different rows, each read and purged alone, not parts of one value.
     `home`: of a
     sequenced table the region that its one replica comes from; the sequencer feeds it, not a changelog.
+    `sources`: of a deployed UDF's table its inputs, (keyspace, partitions), as their partitions follow one another.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TableSpec:
     purge: bool = True
     apart: bool = False
     home: str = ""
+    sources: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
@@ -51,6 +53,31 @@ class TableSpec:
     def sequenced(cls, keyspace: Keyspace, topic: str, home: str) -> TableSpec:
         """The table of a strong keyspace."""
         return cls(keyspace.name, keyspace.name, keyspace.merge, 1, (topic,), purge=False, home=home)
+
+    @classmethod
+    def deployed(cls, tables: Sequence[FoldTable]) -> TableSpec:
+        """The table of a deployed UDF, from its FoldTables, one for each input."""
+        first = tables[0]
+        inputs = tuple(each.keyspace.events_topic for each in tables)
+        sources = tuple((each.keyspace.name, each.keyspace.partitions) for each in tables)
+        return cls(first.name, first.keyspace.name, first.merge, first.partitions, inputs, sources=sources)
+
+    @property
+    def keyspaces(self) -> tuple[str, ...]:
+        """The keyspaces whose events it is made of: whoever reads it reads something of all."""
+        return tuple(name for name, _ in self.sources) or (self.keyspace,)
+
+    def source_of(self, partition: int) -> tuple[str, int]:
+        """The keyspace, and its partition, that a partition of the changelog is folded from."""
+        for name, count in self.sources:
+            if partition < count:
+                return name, partition
+            partition -= count
+        return self.keyspace, partition
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions an input has."""
+        return next((count for name, count in self.sources if f"events.{name}" == topic), self.partitions)
 
     def topic(self, origin: str, region: str) -> str:
         """The changelog of rows written in `origin`, as it is called in `region`."""

@@ -38,7 +38,12 @@ class Positions:
         self._partitions = {}
         for spec in self._tables.values():
             for topic in spec.inputs:
-                self._partitions[topic] = max(spec.partitions, self._partitions.get(topic, 0))
+                self._partitions[topic] = max(spec.partitions_of(topic), self._partitions.get(topic, 0))
+        for key, tables in self._applied.items():
+            for name in [each for each in tables if each not in self._tables]:
+                del tables[name]
+                self._wake(key)
+        self._applied = {key: tables for key, tables in self._applied.items() if tables}
         self._token = None
 
     @property

@@ -178,7 +178,8 @@ class Purger:
                 continue
             del self._due[(name, key)]
             try:
-                emitted += await self._examine(self._tables.table(name), key, now_ms)
+                if (table := self._tables.tables.get(name)) is not None:
+                    emitted += await self._examine(table, key, now_ms)
             except StreamsError:
                 self._remember(now_ms + self._options.retry_ms, name, key, now_ms)
                 raise
@@ -229,9 +230,10 @@ class Purger:
         """Emit a purge of one replica's row to that replica's own partition; how many that makes."""
         if purge is None:
             return 0
-        if table.spec.name != table.spec.keyspace:
+        keyspace, partition = table.spec.source_of(replica[1])
+        if table.spec.name != keyspace:
             purge = replace(purge, table=table.spec.name)
-        await self._emit(table.spec.keyspace, replica[1], key, purge)
+        await self._emit(keyspace, partition, key, purge)
         return 1
 
 

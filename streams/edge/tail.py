@@ -124,12 +124,14 @@ class ChangelogTail:
         discover_at = time.monotonic() + self._options.discovery_s
         while True:
             self._reap()
+            self._forget_retired()
             if self._changed:
                 self._changed = False
                 reader.assign({self._tp(replica): self._position(replica) for replica in self._attached})
             if self._attached:
                 for unit in await reader.units(self._options.poll_s):
-                    await self._tables.publish(unit)
+                    if self._tables.serves(unit):
+                        await self._tables.publish(unit)
                     await asyncio.sleep(0)
                 self._last_problem = ""
             else:
@@ -137,6 +139,16 @@ class ChangelogTail:
             if time.monotonic() >= discover_at or not self._ready.is_set():
                 await self._discover()
                 discover_at = time.monotonic() + self._options.discovery_s
+
+    def _forget_retired(self) -> None:
+        """What is no longer a table of `tables` is not followed."""
+        tables = self._tables.tables
+        for replica in list(self._attached):
+            table = tables.get(replica.table)
+            if table is not None and (replica.origin, replica.partition) in table.replicas:
+                continue
+            del self._attached[replica]
+            self._changed = True
 
     def _tp(self, replica: ReplicaId) -> TP:
         spec = self._tables.table(replica.table).spec
@@ -152,6 +164,8 @@ class ChangelogTail:
         wanted = self._tables.replica_ids()
         found = await self._admin.topics(sorted({self._tp(replica).topic for replica in wanted}))
         for replica in wanted:
+            if replica.table not in self._tables.tables:
+                continue  # retired meanwhile
             info = found.get(self._tp(replica).topic)
             if info is None or replica.partition >= info.partitions or replica in self._preparing:
                 continue
@@ -182,8 +196,9 @@ class ChangelogTail:
 
         One preparation per replica at a time: discovery may have noticed the same and be at it.
         """
+        self._forget_retired()
         found = await self._admin.topics(sorted({self._tp(replica).topic for replica in self._attached}))
-        for replica in self._attached:
+        for replica in list(self._attached):
             info = found.get(self._tp(replica).topic)
             if info is not None and replica not in self._preparing:
                 self._preparing[replica] = asyncio.get_running_loop().create_task(self._prepare(replica, info))

@@ -23,6 +23,7 @@ from streams.gateway.routes_strong import StrongRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
 from streams.gateway.routes_telemetry import TelemetryRoutes
+from streams.gateway.routes_udfs import UdfRoutes
 from streams.model.errors import NotFound
 
 
@@ -44,6 +45,7 @@ class GatewayApp:
             *TableRoutes(gateway).operations(),
             *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
+            *UdfRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]
         self._foreign = foreign

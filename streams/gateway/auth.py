@@ -1,7 +1,8 @@
 """Bearer tokens with scopes, once an operator configures them; without a configuration everything is open.
 
 The file is JSON: `{"tokens": [{"name": "ci", "token": "…", "scopes": ["score:write", "*:read"]}]}`. A scope is
-`KEYSPACE:ACTION`; `*` stands for all of either. Actions: `read`, `write`, `admin` (definitions).
+`KEYSPACE:ACTION`; `*` stands for all of either. Actions: `read`, `write`, `deploy` (UDFs that fold the
+keyspace's events), `admin` (definitions, and all that `deploy` allows).
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from streams.model.errors import BadInput, Forbidden, Unauthorized
 
-ACTIONS = ("read", "write", "admin")
+ACTIONS = ("read", "write", "deploy", "admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ def authorize(who: Principal, keyspace: str, action: str) -> None:
         raise Forbidden(
             f"the token may not {action} {keyspace or 'this'}", field="Authorization", fix="use a token with that scope"
         )
+
+
+def authorize_deploy(who: Principal, keyspaces: Iterable[str]) -> None:
+    """Forbidden unless `who` may deploy and remove UDFs that fold these keyspaces' events."""
+    for keyspace in keyspaces:
+        if who is not ANYONE and not who.may(keyspace, "admin"):
+            authorize(who, keyspace, "deploy")
 
 
 def _principal(entry: dict[str, object]) -> Principal:

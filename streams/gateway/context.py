@@ -17,6 +17,7 @@ from streams.gateway.peers import Peers
 from streams.gateway.ports import Catalogue, EventLog, Sequencer, Tables
 from streams.gateway.probes import Probes
 from streams.gateway.subscribers import StreamOptions, Subscribers
+from streams.gateway.udfs import UdfService
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
 from streams.model.keyspace import RESERVED, Keyspace
@@ -60,7 +61,8 @@ class Gateway:
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
     here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
-    sequencer, if there is one. `started`: until then only open routes are served. `closing` is set when the gateway
+    sequencer, if there is one. `udfs`: those deployed. `started`: until then only open routes are served. `closing`
+    is set when the gateway
     stops: streams end then.
     """
 
@@ -77,6 +79,7 @@ class Gateway:
     purges: Callable[[], int] = int
     strong: Sequencer | None = None
     started: bool = True
+    udfs: UdfService | None = None
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -108,7 +111,8 @@ class Gateway:
     def table(self, call: Call, name: str) -> EdgeTable:
         """A table that the caller may read; NotFound, Forbidden."""
         table = self.tables.table(name)
-        authorize(call.principal, table.spec.keyspace, "read")
+        for keyspace in table.spec.keyspaces:
+            authorize(call.principal, keyspace, "read")
         return table
 
     async def settle(self, call: Call, table: str) -> tuple[Token, Headers]:

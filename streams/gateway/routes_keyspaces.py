@@ -84,6 +84,8 @@ class KeyspaceRoutes:
                 field="merge",
                 fix="leave it out, or use lww",
             )
+        if self._gateway.udfs is not None:
+            self._gateway.udfs.check_free(name)
         stored = await self._gateway.definitions.put_keyspace(wanted, schema)
         await self._gateway.create_topics(stored)
         return reply(stored.to_json())

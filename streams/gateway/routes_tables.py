@@ -73,7 +73,7 @@ class TableRoutes:
         rows = []
         for name, table in sorted(self._gateway.tables.tables.items()):
             spec = table.spec
-            if not call.principal.may(spec.keyspace, "read"):
+            if not all(call.principal.may(keyspace, "read") for keyspace in spec.keyspaces):
                 continue
             rows.append(
                 {

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import uvloop
 
 from streams.definitions import Definitions
+from streams.definitions.udf_states import StateReader, topic_spec
+from streams.definitions.udfs import Udfs
 from streams.edge.edge_store import EdgeTables
 from streams.edge.options import EdgeOptions, TableSpec
 from streams.edge.purger import Purge, PurgeOptions, Purger
@@ -29,19 +31,27 @@ from streams.gateway.http_server import HttpServer
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
+from streams.gateway.udfs import UdfService, tell_supervisor
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.errors import NotFound, StreamsError
-from streams.model.fold_table import fold_tables
+from streams.model.fold_table import FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
-from streams.processing.topics import RECORD_BYTES_MAX, LogOptions, ensure_keyspace_topics, follow_ttls
+from streams.processing.topics import (
+    RECORD_BYTES_MAX,
+    LogOptions,
+    ensure_keyspace_topics,
+    ensure_table_topics,
+    follow_ttls,
+)
 from streams.sequencer.options import SequencerOptions
 from streams.serde import purge_value
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
+from streams.wasm.admission import DeployCaps
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +90,7 @@ class ServerOptions:
     logs: LogOptions = field(default_factory=LogOptions)
     store: StoreOptions = field(default_factory=StoreOptions)
     sequencer: SequencerOptions = field(default_factory=SequencerOptions)
+    udfs: DeployCaps = field(default_factory=DeployCaps)
 
 
 class GatewayServer:
@@ -105,6 +116,15 @@ class GatewayServer:
         self.purger = Purger(self.tables, self._emit_purge, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
+        self.udfs = UdfService(
+            topology,
+            region.name,
+            Udfs(topology, region.name),
+            StateReader(topology, region.name),
+            lambda: self.definitions.keyspaces,
+            lambda origin: min(self.tables.staleness(each.name).by_origin[origin] for each in BUILTIN),
+            options.udfs,
+        )
         self.gateway = Gateway(
             topology,
             region,
@@ -117,6 +137,7 @@ class GatewayServer:
             create_topics=self._create_topics,
             log_bytes=self._admin.log_bytes,
             purges=lambda: self.purger.emitted,
+            udfs=self.udfs,
         )
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
@@ -161,7 +182,12 @@ class GatewayServer:
         await self._until("definitions", self.definitions.start)
         await self._until("topics", lambda: self._topics(self.definitions.keyspaces.values()))
         await self._until("retention", self._follow_ttls)
+        await self._until("the topic of UDFs' states", lambda: self._admin.ensure_topics([topic_spec()]))
+        await self._until("deployed UDFs", self.udfs.start)
+        deployed = [each for tables in self.udfs.tables().values() for each in tables]
+        await self._until("topics", lambda: ensure_table_topics(self._admin, deployed, self._options.logs))
         self._follow_definitions()
+        self.udfs.udfs.on_change(lambda _entries: self._follow_definitions())
         self.definitions.on_change(lambda _entries: self._follow_definitions())
         await self.strong.replica.start()
         await self.tail.start()
@@ -195,7 +221,15 @@ class GatewayServer:
         if ttls != self._ttls and self.gateway.started:
             self._spawn(self._until_ruled(), "retention")
         missing = [keyspace for keyspace in keyspaces if keyspace.name not in self.tables.tables]
-        self.tables.set_tables(map(TableSpec.folded, fold_tables(keyspaces)))
+        deployed = self.udfs.tables()
+        new = [each for name, tables in deployed.items() if name not in self.tables.tables for each in tables]
+        folded = [TableSpec.folded(each) for each in fold_tables(keyspaces)]
+        if gone := {name for name, each in self.tables.tables.items() if each.spec.sources} - deployed.keys():
+            self._spawn(self.tables.retire(gone), "retired tables")
+        self.tables.set_tables([*folded, *self.udfs.specs()])
+        tell_supervisor(self._options.data, self.gateway.region.name, list(self.udfs.udfs.live))
+        if new and self.gateway.started:
+            self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)
         if missing and self.gateway.started:
             self._spawn(self._ensure(missing), "topics")
@@ -223,6 +257,12 @@ class GatewayServer:
             await self._topics(keyspaces)
         except StreamsError as error:
             log.error("topics of new keyspaces: %s", error)
+
+    async def _ensure_tables(self, tables: Iterable[FoldTable]) -> None:
+        try:
+            await ensure_table_topics(self._admin, tables, self._options.logs)
+        except StreamsError as error:
+            log.error("topics of deployed UDFs: %s", error)
 
     async def _create_topics(self, keyspace: Keyspace) -> None:
         await self._topics([keyspace])
@@ -278,7 +318,8 @@ class GatewayServer:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
         await self.strong.stop()
-        for part in (self.tail.stop, self.producer.stop, self.definitions.stop, self._admin.stop, self.tables.close):
+        parts = (self.tail.stop, self.udfs.stop, self.producer.stop, self.definitions.stop, self._admin.stop)
+        for part in (*parts, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()
         self.strong.close()

@@ -16,6 +16,8 @@ class FoldTable:
     `udf`: the built-in module; empty for the keyspace's own table, whose merge type says which. `reads`: the Avro
     schema that the UDF reads; empty: by the merge type, or values as they came. `outputs`: the topics that the UDF's
     outputs go to, by their index. The name is also the changelog's, the transactional ids' and the directory's.
+    A table of several inputs has one FoldTable for each: its partitions begin at `first` of the changelog's `total`
+    (0: as many as the input has). `ttl_ms`: the time to live of rows whose put gives none, instead of the keyspace's.
     """
 
     name: str
@@ -24,6 +26,9 @@ class FoldTable:
     udf: str = ""
     reads: str = ""
     outputs: tuple[str, ...] = ()
+    first: int = 0
+    total: int = 0
+    ttl_ms: int | None = None
 
     @property
     def is_own(self) -> bool:
@@ -37,8 +42,8 @@ class FoldTable:
 
     @property
     def partitions(self) -> int:
-        """As many as its input has."""
-        return self.keyspace.partitions
+        """Its changelog's partitions: as many as all its inputs have."""
+        return self.total or self.keyspace.partitions
 
 
 @dataclass(frozen=True, slots=True)

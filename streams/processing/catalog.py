@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from streams.definitions.registry import Definitions
@@ -15,12 +15,23 @@ from streams.serde import DELETE, FRAME, PURGE, TABLE_PURGE, AvroSchema, load_bu
 from streams.wasm.avro_program import avro_program
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
 from streams.wasm.decoder import DecoderConfig, SchemaProgram
+from streams.wasm.engine import Limits
 
 _UDF_INPUT = {
     MergeType.COUNTER: "streams.CounterAdd",
     MergeType.MAX: "streams.Number",
     MergeType.MIN: "streams.Number",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class DeployedModule:
+    """A deployed UDF's module, the version that it is of, and what it may use."""
+
+    version: str
+    sha256: str
+    wasm: bytes = field(repr=False)
+    limits: Limits = field(default_factory=Limits)
 
 
 class Catalog(Protocol):
@@ -36,6 +47,11 @@ class Catalog(Protocol):
 
     def put_schemas(self, keyspace: str) -> Mapping[int, AvroSchema]:
         """The schemas of a keyspace's puts, all versions, by id."""
+        ...
+
+    @property
+    def deployed(self) -> DeployedModule | None:
+        """The module that folds all tables, when they are a deployed UDF's; None: the built-in ones do."""
         ...
 
     @property
@@ -65,15 +81,21 @@ class RulesCache:
     def rules(self, table: FoldTable) -> KeyspaceRules:
         """The rules as of now."""
         puts = self._catalog.put_schemas(table.keyspace.name)
-        version = (table, frozenset(puts))
-        found = self._made.get(table.name)
+        version, name = (table, frozenset(puts)), f"{table.name}/{table.keyspace.name}"
+        found = self._made.get(name)
         if found is None or found[0] != version:
-            found = self._made[table.name] = (version, keyspace_rules(table.keyspace, puts, table.reads))
+            rules = keyspace_rules(table.keyspace, puts, table.reads, table.ttl_ms)
+            found = self._made[name] = (version, rules)
         return found[1]
 
 
-def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: str = "") -> KeyspaceRules:
-    """The rules of a keyspace whose puts may carry these schemas, for a UDF that reads the schema `reads`."""
+def keyspace_rules(
+    keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: str = "", ttl_ms: int | None = None
+) -> KeyspaceRules:
+    """The rules of a keyspace whose puts may carry these schemas, for a UDF that reads the schema `reads`.
+
+    `ttl_ms`: the time to live of puts that give none; None: the keyspace's.
+    """
     builtin = load_builtin()
     programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document)) for schema in puts.values()}
     for name, op in ((DELETE, OP_DELETE), (PURGE, OP_PURGE), (TABLE_PURGE, OP_PURGE)):
@@ -81,7 +103,7 @@ def keyspace_rules(keyspace: Keyspace, puts: Mapping[int, AvroSchema], reads: st
     wanted = reads or _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
-    config = DecoderConfig(keyspace.name, programs, keyspace.ttl_ms, frame_schema_id=builtin[FRAME].id)
+    config = DecoderConfig(keyspace.name, programs, ttl_ms or keyspace.ttl_ms, frame_schema_id=builtin[FRAME].id)
     return KeyspaceRules(config, reader, others)
 
 
@@ -95,6 +117,11 @@ class DefinitionsCatalog:
         self._puts: dict[str, dict[int, AvroSchema]] = {}
         definitions.on_change(lambda _: self._refresh())
         self._refresh()
+
+    @property
+    def deployed(self) -> DeployedModule | None:
+        """None: the built-in modules."""
+        return None
 
     def _refresh(self) -> None:
         found = self._definitions
@@ -130,6 +157,11 @@ class BuiltinCatalog:
     def __init__(self, keyspaces: Sequence[Keyspace] = BUILTIN, derived: Sequence[DerivedFold] = DERIVED) -> None:
         self._keyspaces, self._derived = tuple(keyspaces), tuple(derived)
         self._changed = asyncio.Event()
+
+    @property
+    def deployed(self) -> DeployedModule | None:
+        """None: the built-in modules."""
+        return None
 
     @property
     def changed(self) -> asyncio.Event:

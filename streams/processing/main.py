@@ -36,12 +36,14 @@ def run_worker(options: WorkerOptions) -> int:
 async def _serve(options: WorkerOptions) -> int:
     from streams.processing.worker import Worker
 
-    if options.udf:
-        raise NotFound(f"no UDF {options.udf!r} is deployed", field="--udf", fix="leave --udf out")
     if options.only_builtin:
         return await Worker(options, BuiltinCatalog()).run()
     await wait_for_broker(options.bootstrap_servers, _BROKER_WAIT_S)
     async with Definitions(topology_of(options), options.region) as definitions:
+        if options.udf:
+            from streams.processing.deployed import serve_udf
+
+            return await serve_udf(options, topology_of(options), definitions)
         return await Worker(options, DefinitionsCatalog(definitions)).run()
 
 

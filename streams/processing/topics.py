@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streams.kafka.admin import Admin, TopicSpec
 from streams.model.errors import Conflict
-from streams.model.fold_table import fold_tables
+from streams.model.fold_table import FoldTable, fold_tables
 from streams.model.keyspace import Keyspace
 
 RECORD_BYTES_MAX = 20 << 20
@@ -46,7 +46,18 @@ def keyspace_topics(keyspace: Keyspace, options: LogOptions = LogOptions()) -> l
     if keyspace.is_strong:
         return []
     size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
-    table = {
+    events = {**size, **_kept(options.retention_ms(keyspace))}
+    return [
+        TopicSpec(keyspace.events_topic, keyspace.partitions, events),
+        TopicSpec(keyspace.dead_letter_topic, 1, {**size, **_kept(options.default_ms)}),
+        *(spec for each in fold_tables([keyspace]) for spec in table_topics(each, options)),
+    ]
+
+
+def table_topics(table: FoldTable, options: LogOptions = LogOptions()) -> list[TopicSpec]:
+    """The table's changelog, and what its UDF puts out, which is kept as long as the events."""
+    size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    changelog = {
         "cleanup.policy": "compact",
         "min.compaction.lag.ms": str(options.compaction_lag_ms),
         "max.compaction.lag.ms": str(options.compaction_lag_max_ms),
@@ -54,13 +65,10 @@ def keyspace_topics(keyspace: Keyspace, options: LogOptions = LogOptions()) -> l
         "segment.ms": str(options.table_segment_ms),
         "segment.bytes": str(options.table_segment_bytes),
     }
-    events = {**size, **_kept(options.retention_ms(keyspace))}
-    tables = fold_tables([keyspace])
+    events = {**size, **_kept(options.retention_ms(table.keyspace))}
     return [
-        TopicSpec(keyspace.events_topic, keyspace.partitions, events),
-        TopicSpec(keyspace.dead_letter_topic, 1, {**size, **_kept(options.default_ms)}),
-        *(TopicSpec(each.topic, each.partitions, {**size, **table}) for each in tables),
-        *(TopicSpec(output, each.partitions, events) for each in tables for output in each.outputs),
+        TopicSpec(table.topic, table.partitions, {**size, **changelog}),
+        *(TopicSpec(output, table.partitions, events) for output in table.outputs),
     ]
 
 
@@ -80,13 +88,21 @@ async def ensure_keyspace_topics(
 
     Conflict when an existing topic has another number of partitions than its keyspace.
     """
-    specs = [spec for keyspace in keyspaces for spec in keyspace_topics(keyspace, options)]
+    await _ensure(admin, [spec for keyspace in keyspaces for spec in keyspace_topics(keyspace, options)])
+
+
+async def ensure_table_topics(admin: Admin, tables: Iterable[FoldTable], options: LogOptions = LogOptions()) -> None:
+    """The same for the topics of deployed UDFs' tables."""
+    await _ensure(admin, list({spec.name: spec for table in tables for spec in table_topics(table, options)}.values()))
+
+
+async def _ensure(admin: Admin, specs: list[TopicSpec]) -> None:
     existing = await admin.topics([spec.name for spec in specs])
     for spec in specs:
         found = existing.get(spec.name)
         if found is not None and found.partitions != spec.partitions:
             raise Conflict(
-                f"topic {spec.name} has {found.partitions} partitions, its keyspace {spec.partitions}",
+                f"topic {spec.name} has {found.partitions} partitions, its keyspace or table {spec.partitions}",
                 field="partitions",
                 fix="a keyspace's partitions cannot change once its topics exist",
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
-from streams.processing.catalog import KeyspaceRules, RulesCache
+from streams.processing.catalog import DeployedModule, KeyspaceRules, RulesCache
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
 from streams.processing.shared_input import SharedRun
 from streams.serde import TABLE_PURGE, AvroSchema, decode_body, load_builtin, project, wire_schema_id
@@ -171,6 +171,12 @@ def check_tables(tables: Iterable[FoldTable]) -> None:
     for table in tables:
         if table.udf:
             check_manifest(table, builtin_manifest(table.udf))
+
+
+def deployed_fold(table: FoldTable, module: DeployedModule, modules: ModuleCache) -> FoldHost:
+    """The fold of one partition of a deployed UDF's table. BadInput when the module is none of the ABI."""
+    options = FoldOptions(module.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(table.outputs))
+    return FoldHost(module.wasm, modules, options)
 
 
 def check_manifest(table: FoldTable, manifest: Manifest) -> None:

@@ -32,8 +32,8 @@ from streams.processing.partition_task import PartitionTask, TaskIdentity
 from streams.processing.ports import TaskPorts
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
-from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics
-from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables
+from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
+from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables, deployed_fold
 from streams.processing.watchdog import LagWatchdog, Verdict
 from streams.wasm.engine import ModuleCache
 
@@ -79,8 +79,9 @@ class PartitionFactory:
     async def task(self, table: FoldTable, tp: TP, shared: SharedInput) -> PartitionTask:
         """A new task for a table and an input partition."""
         options, keyspace = self.options, table.keyspace
-        changelog = TP(table.topic, tp.partition)
-        fold = builtin_fold(table, self.modules)
+        changelog = TP(table.topic, table.first + tp.partition)
+        deployed = self.catalog.deployed
+        fold = deployed_fold(table, deployed, self.modules) if deployed else builtin_fold(table, self.modules)
         identity = TaskIdentity(
             table.name,
             tp.partition,
@@ -91,8 +92,8 @@ class PartitionFactory:
             options.region,
             table.outputs,
         )
-        writer = TransactionalWriter(self.link, f"{table.name}/{tp.partition}", _WRITER)
-        path = options.directory / table.name / str(tp.partition)
+        writer = TransactionalWriter(self.link, f"{table.name}/{changelog.partition}", _WRITER)
+        path = options.directory / table.name / str(changelog.partition)
 
         async def seek(_: TP, offset: int) -> None:
             await shared.seek(table.name, offset)
@@ -127,6 +128,7 @@ class Worker:
         self._inputs: dict[TP, SharedInput] = {}
         self._watchdog = LagWatchdog(options.watchdog)
         self._failure = ""
+        self._code = catalog.deployed
         self._well_s = time.monotonic()
         self._stop = asyncio.Event()
         handlers = Handlers(self._dispatch, self._assign, self._revoke)
@@ -135,6 +137,15 @@ class Worker:
         )
         options.directory.mkdir(parents=True, exist_ok=True)
         self._group = FaustGroup(group, handlers, str(options.directory / "faust"))
+
+    def stop(self) -> None:
+        """Make `run` end."""
+        self._stop.set()
+
+    @property
+    def runners(self) -> list[PartitionRunner]:
+        """Those of the partitions that are assigned now."""
+        return list(self._by_name().values())
 
     # ---- called by the group, on the event loop
 
@@ -156,9 +167,10 @@ class Worker:
         shared = self._inputs[tp]
 
         async def make() -> PartitionTask:
-            return await self._factory.task(table, tp, shared)
+            now = [each for each in self._factory.tables_of(tp.topic) if each.name == table.name]
+            return await self._factory.task(now[0] if now else table, tp, shared)
 
-        runner = PartitionRunner(f"{table.name}/{tp.partition}", make, self.options.runner)
+        runner = PartitionRunner(f"{table.name}/{table.first + tp.partition}", make, self.options.runner)
         shared.runners[table.name] = runner
         runner.start()
 
@@ -221,6 +233,8 @@ class Worker:
     async def _follow_keyspaces(self) -> None:
         keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
         await ensure_keyspace_topics(self._admin, keyspaces, self.options.logs)
+        if self._catalog.deployed is not None:
+            await ensure_table_topics(self._admin, self._catalog.tables(), self.options.logs)
         await self._group.subscribe({each.events_topic for each in keyspaces})
 
     async def _follow(self) -> None:
@@ -230,10 +244,18 @@ class Worker:
             self._catalog.changed.clear()
             try:
                 await self._follow_keyspaces()
+                self._follow_code()
             except StreamsError as error:
                 log.error("a new keyspace cannot be served yet: %s", error)
                 self._catalog.changed.set()
                 await asyncio.sleep(5.0)
+
+    def _follow_code(self) -> None:
+        """A deployed UDF has another module: every task starts again from what is committed, with that one."""
+        if self._catalog.deployed != self._code:
+            self._code = self._catalog.deployed
+            for runner in self._by_name().values():
+                runner.restart()
 
     async def _watch(self) -> None:
         """Tell tasks their inputs' ends, restart those that stand still, leave when that does not help."""

@@ -18,7 +18,7 @@ from streams.region.java import JvmOptions, java_command
 from streams.region.kafka_server import MAX_MESSAGE_BYTES, start_failure
 from streams.region.processes import free_ports, kill_group, spawn, stop, wait_until
 
-MIRRORED_TOPICS = r"table\..*|definitions|udfs|gateways"
+MIRRORED_TOPICS = r"table\..*|definitions|udfs|gateways|udf-states"
 #: MirrorMaker logs one of these and goes on running without mirroring, so its supervisor must restart it.
 FATAL_LINES = ("will not recover until manually restarted", "Failed to configure MirrorSourceConnector")
 

@@ -49,7 +49,8 @@ class ProcessSpec:
     `command` is called (in a thread) before every start, so it may write configuration or choose ports; `is_ready` is
     polled in a thread and must return soon. `phase`: lower ones are ready first and stop last. `early`: it waits by
     itself for what it needs, so it is started with the first phase and loads its code meanwhile. A line of the log
-    holding one of `fatal_lines` means that the process is useless though alive, and is restarted.
+    holding one of `fatal_lines` means that the process is useless though alive, and is restarted. `warm` may give a
+    process that runs already, in a session of its own, and has become this one; else `command` is started.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ProcessSpec:
     ready_timeout_s: float = 90.0
     stop_timeout_s: float = 10.0
     fatal_lines: tuple[str, ...] = ()
+    warm: Callable[[], Awaitable[asyncio.subprocess.Process | None]] | None = None
     policy: RestartPolicy = RestartPolicy()
 
 
@@ -136,8 +138,9 @@ class ManagedProcess:
         self._set("starting")
         self._log_start = spec.log_file.stat().st_size if spec.log_file.exists() else 0
         try:
+            warm = None if spec.warm is None else await spec.warm()
             command = await asyncio.to_thread(spec.command)
-            self._process = process = await _start(command, spec)
+            self._process = process = warm or await _start(command, spec)
         except (StreamsError, OSError) as error:
             self.failure = error if isinstance(error, StreamsError) else StreamsError(f"{spec.name}: {error}")
             return
@@ -223,6 +226,20 @@ class Supervisor:
         self._reaped: dict[str, int] = {}
         self._rewrite: asyncio.TimerHandle | None = None
         self._write_state()  # at start, a directory that cannot be written is an error
+
+    def add(self, spec: ProcessSpec) -> ManagedProcess:
+        """Keep one more process running, from now on; nothing waits for it."""
+        process = ManagedProcess(spec, self._on_change)
+        self.processes.append(process)
+        process.start()
+        return process
+
+    async def remove(self, name: str) -> None:
+        """Stop a process that was added, and forget it."""
+        for process in [each for each in self.processes if each.spec.name == name]:
+            await process.stop()
+            self.processes.remove(process)
+        self.write_state()
 
     async def start_phase(self, phase: int) -> None:
         """Start all of one phase at once and wait until each is ready; the first failure is raised."""

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,19 +26,22 @@ import streams
 from streams.model.errors import Conflict, StreamsError, Unavailable
 from streams.model.topology import Region, Topology
 from streams.region import aot, jars, kafka_server, mirror_maker
+from streams.region.deployed import DeployedWorkers, udf_process
 from streams.region.java import JvmOptions
 from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
 from streams.region.paths import data_dir
 from streams.region.plan import MIRROR_PORT, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
+from streams.region.spares import Spares
 from streams.region.status import kill_leftovers, read_state
-from streams.region.supervisor import ManagedProcess, ProcessSpec, Supervisor
+from streams.region.supervisor import ManagedProcess, ProcessSpec, RestartPolicy, Supervisor
 
 LOCK_NAME = "supervisor.lock"
 WORKER_GRACE_S = 1.5  # a worker that lives so long has started; that its tables are served, the gateways' /readyz says
 Say = Callable[[str], None]
 RegionCommand = Callable[[Path, Region], Sequence[str]]
+UdfCommand = Callable[[Path, Region, str], Sequence[str]]
 
 
 def cli_command(process: str) -> RegionCommand:
@@ -50,13 +53,19 @@ def cli_command(process: str) -> RegionCommand:
     return command
 
 
+def udf_command(data: Path, region: Region, udf: str) -> list[str]:
+    """The command line of a deployed UDF's worker."""
+    return [*cli_command("worker")(data, region), "--udf", udf]
+
+
 @dataclass(frozen=True, slots=True)
 class UpOptions:
     """What to start. `regions` None means those the directory holds, or the default two.
 
     `prepare` runs once the brokers answer, before anything else starts (to make topics). `worker` and `gateway` give
-    each region's command; None leaves them out. `settings` override any of Kafka's own. `when_ready` runs once all is
-    ready, on the supervisor's loop; its error stops everything. Without `serve`, everything stops after it.
+    each region's command, `udf_worker` that of a deployed UDF; None leaves them out. `settings` override any of
+    Kafka's own. `when_ready` runs once all is ready, on the supervisor's loop; its error stops everything. Without
+    `serve`, everything stops after it.
     """
 
     data: Path
@@ -65,6 +74,7 @@ class UpOptions:
     worker: RegionCommand | None = field(default_factory=lambda: cli_command("worker"))
     gateway: RegionCommand | None = field(default_factory=lambda: cli_command("gateway"))
     kafka_jvm: JvmOptions = field(default_factory=JvmOptions)
+    udf_worker: UdfCommand | None = udf_command
     settings: dict[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 180.0
     when_ready: Callable[[Topology], Awaitable[None]] | None = None
@@ -219,6 +229,7 @@ async def _run(options: UpOptions, say: Say) -> None:
 
     starting = asyncio.create_task(supervisor.start({0: prepare}))
     stopping = asyncio.create_task(stop_asked.wait())
+    following: asyncio.Task[None] | None = None
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and not stop_asked.is_set():
@@ -226,14 +237,50 @@ async def _run(options: UpOptions, say: Say) -> None:
             for region in topology.regions:
                 say(f"{region.name}  gateway {region.gateway_url}  kafka {region.bootstrap_servers}")
             say(f"ready ({time.monotonic() - started:.1f} s)")
+            following = asyncio.create_task(_follow_udfs(options, topology, supervisor))
             await _serve(options, topology, stopping)
     finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
         starting.cancel()
         say("stopping")
         await _stop(supervisor, loop)
         with contextlib.suppress(asyncio.CancelledError, StreamsError):
             await starting
         say("stopped")
+
+
+async def _follow_udfs(options: UpOptions, topology: Topology, supervisor: Supervisor) -> None:
+    """Keep a worker in each region for each deployed UDF."""
+    command = options.udf_worker
+    if command is None or options.worker is None:
+        return
+
+    log_file = options.data / "logs" / "worker-spare.log"
+    warm = Spares((sys.executable, "-m", "streams.processing.spare"), len(topology.regions), log_file, process_env())
+
+    def spec(region: Region, udf: str) -> ProcessSpec:
+        name = udf_process(region.name, udf)
+        log_file = options.data / "logs" / f"{name}.log"
+        asked = {
+            "region": region.name,
+            "bootstrap_servers": region.bootstrap_servers,
+            "data": str(options.data),
+            "udf": udf,
+            "log": str(log_file),
+        }
+        worker = _python_spec(options, region, "worker", lambda data, where: command(data, where, udf))
+        policy = RestartPolicy(first_attempts=sys.maxsize)
+        return replace(worker, name=name, log_file=log_file, policy=policy, warm=lambda: warm.take(asked))
+
+    filling = asyncio.create_task(warm.run())
+    try:
+        await DeployedWorkers(options.data, topology.regions, supervisor, spec).run()
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        await warm.close()
 
 
 async def _serve(options: UpOptions, topology: Topology, stopping: asyncio.Task[bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 from streams.model.errors import BadInput
 from streams.model.keys import check_name
 from streams.model.row import MergeType
+from streams.model.ttl import parse_ttl_ms
 from streams.wasm.engine import Limits
 
 OUTPUTS_MAX = 16
+INPUTS_MAX = 8
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
 KINDS = ("fold", "decoder", "machine")
@@ -23,7 +26,8 @@ _LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_byte
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
-    its records go to, by index. `constants`: macros for its C source."""
+    its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
+    `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none."""
 
     name: str
     version: str
@@ -33,6 +37,9 @@ class Manifest:
     limits: Limits
     outputs: tuple[str, ...] = ()
     constants: tuple[tuple[str, int], ...] = ()
+    inputs: tuple[str, ...] = ()
+    table: str = ""
+    ttl_ms: int | None = None
 
     def modules(self) -> dict[str, MergeType | None]:
         """File names of the modules that the directory builds, and the merge type of each."""
@@ -58,8 +65,22 @@ def parse_manifest(text: str) -> Manifest:
         raise BadInput(f"{data['kind']!r:.40} is not one of {', '.join(KINDS)}", field="kind")
     name = check_name(data["name"], field="name")
     merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
-    more = (_outputs(data.get("outputs", [])), _constants(data.get("constants", {})))
-    return Manifest(name, data["version"], 1, data["kind"], merges, _limits(data.get("limits", {})), *more)
+    ttl = data.get("ttl")
+    if ttl is not None and not isinstance(ttl, str | int | float):
+        raise BadInput("is neither a number of seconds nor a text", field="ttl", fix='as in ttl = "1h"')
+    return Manifest(
+        name,
+        data["version"],
+        1,
+        data["kind"],
+        merges,
+        _limits(data.get("limits", {})),
+        _outputs(data.get("outputs", [])),
+        _constants(data.get("constants", {})),
+        _inputs(data.get("inputs", [])),
+        check_name(str(data.get("table", name)), field="table"),
+        None if ttl is None else parse_ttl_ms(ttl),
+    )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -88,6 +109,14 @@ def _outputs(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _inputs(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > INPUTS_MAX or len(set(map(str, value))) != len(value):
+        raise BadInput(
+            f"is not a list of at most {INPUTS_MAX} different keyspaces", field="inputs", fix='as in ["score"]'
+        )
+    return tuple(check_name(str(each), field="inputs") for each in value)
+
+
 def _constants(table: Any) -> tuple[tuple[str, int], ...]:
     if not isinstance(table, dict):
         raise BadInput("is not a table", field="constants")
@@ -105,5 +134,7 @@ def _limits(table: Any) -> Limits:
     for name, value in table.items():
         if name not in _LIMITS or isinstance(value, bool) or not isinstance(value, int | float):
             raise BadInput("is no limit, or not a number", field=f"limits.{name}", fix=f"one of {', '.join(_LIMITS)}")
+        if not math.isfinite(value) or value <= 0:
+            raise BadInput("must be positive", field=f"limits.{name}")
     numbers = {n: v if n.endswith("_s") else int(v) for n, v in table.items()}
     return Limits(**numbers)

@@ -37,7 +37,7 @@ def script(code: str) -> Callable[[Path, Region], Sequence[str]]:
 
 def overrides() -> dict[str, object]:
     """The stand-ins, for UpOptions."""
-    return {"worker": script("import time; time.sleep(3600)"), "gateway": script(GATEWAY)}
+    return {"worker": script("import time; time.sleep(3600)"), "gateway": script(GATEWAY), "udf_worker": None}
 
 
 class SmallSystem:

@@ -1,0 +1,150 @@
+"""`streams udf new build test deploy list remove`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli.lifecycle import one_line_errors
+from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.model.errors import BadInput, Conflict, StreamsError
+from streams.model.keys import check_name
+
+if TYPE_CHECKING:
+    from streams.client import AsyncClient
+
+app = typer.Typer(help="Make, test, deploy, list and remove UDFs.", no_args_is_help=True)
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's directory: udf.toml, source or module.")]
+
+
+@app.command()
+@one_line_errors
+def new(
+    name: Annotated[str, typer.Argument(help="The UDF's name; the directory NAME is made here.")],
+    lang: Annotated[str, typer.Option(help="The language: c.")] = "c",
+) -> None:
+    """Write a small UDF that works, with test vectors."""
+    from streams.cli.udf_template import files_of
+
+    check_name(name, field="NAME")
+    if lang != "c":
+        raise BadInput(f"UDFs in {lang[:20]} are not built yet", field="--lang", fix="use c")
+    place = Path(name)
+    try:
+        place.mkdir()
+    except FileExistsError:
+        raise Conflict(f"{place} is there already", field="NAME", fix="choose another name, or remove it") from None
+    for file, text in files_of(name).items():
+        (place / file).write_text(text)
+        print(place / file)
+
+
+@app.command()
+@one_line_errors
+def build(directory: Directory) -> None:
+    """Compile the directory's C source to WebAssembly."""
+    from streams.wasm.build import write_modules
+
+    for path in write_modules(directory):
+        print(f"{path} ({path.stat().st_size} bytes)")
+
+
+@app.command()
+@one_line_errors
+def test(directory: Directory) -> None:
+    """Check manifest and module as a deploy does, and run vectors.json on the real host, without Kafka."""
+    from streams.client.udfs import ready_module
+    from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
+    from streams.wasm.engine import ModuleCache
+    from streams.wasm.manifest import read_manifest
+    from streams.wasm.vectors import run_vectors
+
+    read_manifest(directory)
+    text = (directory / "udf.toml").read_text()
+    manifest, cache = admit_manifest(text, DeployCaps()), ModuleCache()
+    admit_module(ready_module(directory, text.encode()), manifest, DeployCaps(), cache)
+    failures = run_vectors(directory, cache)
+    for line in failures:
+        print(line)
+    if failures:
+        raise typer.Exit(1)
+    count = len(json.loads((directory / "vectors.json").read_text())["cases"])
+    print(f"{manifest.name} {manifest.version}: {count} vectors pass, the module may be deployed")
+
+
+@app.command()
+def deploy(
+    directory: Directory,
+    wait: Annotated[int, typer.Option(help="Seconds to wait for the regions, at most.", min=0, max=50)] = 10,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Deploy in all regions; builds first where the source is newer. Exit status 1 where a region refuses it."""
+
+    async def work(edge: AsyncClient) -> None:
+        began_s = time.monotonic()
+        found = await edge.deploy_globally(directory, wait_s=wait)
+        took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
+        print(f"{found['name']} {found['version']} ({sha}) makes table {found['table']}, {took_s:.1f} s")
+        _print_regions(found)
+        _check(found)
+
+    run(work, region, url, data)
+
+
+@app.command("list")
+def list_udfs(
+    as_json: Annotated[bool, typer.Option("--json", help="As the gateway answers.")] = False,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Show what is deployed, and how it does in each region."""
+
+    async def work(edge: AsyncClient) -> None:
+        found = await edge.udfs()
+        if as_json:
+            print(json.dumps({"udfs": found}))
+            return
+        for each in found:
+            made = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each["deployed_at"] / 1000))
+            who = f" by {each['deployed_by']}" if each["deployed_by"] else ""
+            inputs = ", ".join(each["inputs"])
+            print(f"{each['name']} {each['version']}  {each['kind']}  {inputs} → {each['table']} ({each['merge']})")
+            print(f"  {each['sha256']}  {made} UTC{who} in {each['region']}")
+            _print_regions(each)
+
+    run(work, region, url, data)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The UDF.")],
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Stop a UDF in all regions. Its table is served no more; deployed again, it goes on from the rows that it had."""
+
+    async def work(edge: AsyncClient) -> None:
+        await edge.remove_udf(name)
+        print(f"{name} is removed")
+
+    run(work, region, url, data)
+
+
+def _print_regions(found: dict[str, Any]) -> None:
+    for region, each in found["regions"].items():
+        reason = f": {each['reason']}" if each["reason"] else ""
+        print(f"  {region}  {each['state']}{reason}")
+
+
+def _check(found: dict[str, Any]) -> None:
+    for region, each in found["regions"].items():
+        if each["state"] in ("refused", "failing"):
+            raise StreamsError(f"{region} does not run it: {each['reason']}")

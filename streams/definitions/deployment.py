@@ -1,0 +1,185 @@
+"""A deployed UDF: what its record on the `udfs` topic holds, and when one may follow another."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from streams.definitions.entries import Entry
+from streams.model.errors import BadInput, Conflict
+from streams.model.fold_table import DERIVED, FoldTable
+from streams.model.keyspace import Keyspace
+from streams.wasm.admission import version_key
+from streams.wasm.engine import module_hash
+from streams.wasm.manifest import Manifest, parse_manifest
+
+KIND = "udf"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One UDF as it is deployed, or was: a removed one keeps its table's name and shape, and no module.
+
+    `deployed_ms`: epoch milliseconds; `deployed_by`: the token's name, empty without tokens; `region`: whose gateway
+    took it. `module` is empty where nobody needs its bytes.
+    """
+
+    manifest_text: str
+    sha256: str
+    module: bytes = field(repr=False)
+    deployed_ms: int
+    deployed_by: str
+    region: str
+    removed: bool
+    manifest: Manifest
+
+    @classmethod
+    def make(cls, text: str, module: bytes, deployed_ms: int, deployed_by: str, region: str) -> Deployment:
+        """A new one. BadInput for a manifest that cannot be read."""
+        return cls(text, module_hash(module), module, deployed_ms, deployed_by, region, False, parse_manifest(text))
+
+    @property
+    def name(self) -> str:
+        """The UDF's name."""
+        return self.manifest.name
+
+    def entry(self) -> Entry:
+        """Its record."""
+        body: dict[str, object] = {
+            "name": self.name,
+            "version": self.manifest.version,
+            "manifest": self.manifest_text,
+            "sha256": self.sha256,
+            "module": base64.b64encode(self.module).decode(),
+            "deployed_ms": self.deployed_ms,
+            "deployed_by": self.deployed_by,
+            "region": self.region,
+            "removed": self.removed,
+        }
+        return Entry(f"{KIND}/{self.name}", body)
+
+    @classmethod
+    def of(cls, entry: Entry) -> Deployment:
+        """The deployment that a record holds; BadInput or ValueError when it is none or its module is not whole."""
+        body: Mapping[str, object] = entry.value or {}
+        text, removed = str(body["manifest"]), bool(body["removed"])
+        try:
+            module = base64.b64decode(str(body["module"]), validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"the module is not base64: {error}") from None
+        sha256 = str(body["sha256"])
+        if not removed and module_hash(module) != sha256:
+            raise ValueError("the module is not that of its hash")
+        made_ms, who, region = int(str(body["deployed_ms"])), str(body["deployed_by"]), str(body["region"])
+        found = cls(text, sha256, module, made_ms, who, region, removed, parse_manifest(text))
+        if found.name != entry.name:
+            raise ValueError("key and manifest name different UDFs")
+        return found
+
+    def to_json(self) -> dict[str, object]:
+        """As listed over HTTP."""
+        manifest = self.manifest
+        return {
+            "name": manifest.name,
+            "version": manifest.version,
+            "kind": manifest.kind,
+            "sha256": self.sha256,
+            "inputs": list(manifest.inputs),
+            "table": manifest.table,
+            "merge": manifest.merges[0].label,
+            "ttl_ms": manifest.ttl_ms,
+            "deployed_at": self.deployed_ms,
+            "deployed_by": self.deployed_by,
+            "region": self.region,
+        }
+
+
+def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -> list[FoldTable]:
+    """The table of a deployed fold, once for each input: their partitions stand one after the other in its changelog.
+
+    Empty while an input keyspace is not known here yet.
+    """
+    manifest = deployment.manifest
+    if not all(name in keyspaces for name in manifest.inputs):
+        return []
+    inputs = [keyspaces[name] for name in manifest.inputs]
+    total, first, found = sum(each.partitions for each in inputs), 0, []
+    for keyspace in inputs:
+        found.append(
+            FoldTable(
+                manifest.table,
+                keyspace,
+                manifest.merges[0],
+                outputs=manifest.outputs,
+                first=first,
+                total=total,
+                ttl_ms=manifest.ttl_ms,
+            )
+        )
+        first += keyspace.partitions
+    return found
+
+
+def check_inputs(manifest: Manifest, keyspaces: Mapping[str, Keyspace]) -> None:
+    """BadInput for an input that is no keyspace; Conflict for a strong one, and when the table's name is taken."""
+    for name in manifest.inputs:
+        if name not in keyspaces:
+            raise BadInput(
+                f"there is no keyspace {name}", field="inputs", fix=f"use some of {', '.join(sorted(keyspaces))}"
+            )
+        if keyspaces[name].consistency == "strong":
+            raise Conflict(f"keyspace {name} is strong", field="inputs", fix="fold an eventual or causal keyspace")
+    if manifest.table in keyspaces or any(each.name == manifest.table for each in DERIVED):
+        raise Conflict(
+            f"{manifest.table} is a keyspace's or a built-in table",
+            field="table",
+            fix="name another with table = in udf.toml",
+        )
+
+
+def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Deployment], udfs_max: int) -> bool:
+    """Whether `wanted` is news after `before`, the last of its name. Conflict when it must not follow.
+
+    Equal manifest and module: no news. Another module under the same version, or a lower version, is refused, and so
+    is another table, merge type, list of inputs or outputs: the rows that are there would not fit.
+    """
+    new = wanted.manifest
+    others = [each for each in others if each.name != wanted.name]
+    if before is not None:
+        old = before.manifest
+        same = (before.sha256, before.manifest_text) == (wanted.sha256, wanted.manifest_text)
+        if same and not before.removed:
+            return False
+        asked, has = version_key(new.version), version_key(old.version)
+        if (asked == has and not same) or asked < has:
+            what = f"version {new.version} is deployed with another module or manifest"
+            raise Conflict(
+                what if asked == has else f"version {old.version} is deployed, which is higher",
+                field="version",
+                fix=f"raise version in udf.toml over {old.version}",
+            )
+        for name in ("table", "merges", "inputs", "outputs"):
+            if getattr(new, name) != getattr(old, name):
+                raise Conflict(
+                    f"version {old.version} has {name} {_text(getattr(old, name))}, not {_text(getattr(new, name))}; "
+                    "its rows would not fit",
+                    field="merge" if name == "merges" else name,
+                    fix="keep it, or deploy under another name and table",
+                )
+    for each in others:
+        if each.manifest.table == new.table:
+            kept = " (removed; its rows are kept)" if each.removed else ""
+            raise Conflict(f"{new.table} is the table of UDF {each.name}{kept}", field="table", fix="name another")
+        if not each.removed and set(each.manifest.outputs) & set(new.outputs):
+            raise Conflict(f"UDF {each.name} puts out to the same topic", field="outputs", fix="name another")
+    if (before is None or before.removed) and sum(not each.removed for each in others) >= udfs_max:
+        raise Conflict(f"{udfs_max} UDFs are deployed already", field="name", fix="remove one first")
+    return True
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(str(getattr(each, "label", each)) for each in value) or "none"
+    return str(value)

@@ -1,0 +1,134 @@
+"""What regions report of the UDFs they run: each region's own topic `udf-states`, mirrored into all others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from streams.definitions.entries import Entry
+from streams.definitions.kafka_log import TOPIC_SETTINGS, KafkaLogOptions, TopicReader
+from streams.kafka.admin import Admin, TopicSpec
+from streams.kafka.producer import EventProducer, ProducerOptions
+from streams.kafka.raw_fetch import FetchOptions
+from streams.model.errors import StreamsError
+from streams.model.topology import Topology
+from streams.serde import dump_json
+
+log = logging.getLogger(__name__)
+
+TOPIC = "udf-states"
+_KAFKA = KafkaLogOptions(topic=TOPIC, fetch=FetchOptions(client_id="streams-udf-states", max_wait_ms=2_000))
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class UdfState:
+    """A region's report: `state` is starting, active, failing, refused or stopped; `reason` says why it is so.
+
+    `sha256`: of the module that it speaks of. `at_ms`: when, epoch milliseconds.
+    """
+
+    name: str
+    region: str
+    version: str
+    sha256: str
+    state: str
+    reason: str
+    at_ms: int
+
+
+def topic_spec() -> TopicSpec:
+    """The topic in a region."""
+    return TopicSpec(TOPIC, 1, TOPIC_SETTINGS)
+
+
+class StateWriter:
+    """Reports of one region. A report that cannot be written is logged: the next one says more."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._servers = bootstrap_servers
+        self._producer = EventProducer(bootstrap_servers, ProducerOptions(client_id="streams-udf-states"))
+
+    async def start(self) -> None:
+        """Connect; makes the topic where it is missing."""
+        async with Admin(self._servers) as admin:
+            if TOPIC not in await admin.topics([TOPIC]):
+                await admin.ensure_topics([topic_spec()])
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._producer.stop()
+
+    async def report(self, state: UdfState) -> None:
+        """Append a report, at least once."""
+        log.info("UDF %s %s: %s %s", state.name, state.version, state.state, state.reason)
+        try:
+            await self._producer.put(TOPIC, f"udf/{state.name}".encode(), dump_json(asdict(state)))
+        except StreamsError as error:
+            log.warning("the state of UDF %s cannot be reported: %s", state.name, error)
+
+
+class StateReader:
+    """The last report of every region and UDF, as they are known in one region. `start`, `stop`."""
+
+    def __init__(self, topology: Topology, region: str) -> None:
+        self._topology, self._here = topology, topology.region(region)
+        self._states: dict[tuple[str, str], UdfState] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.on_change: Callable[[], None] = lambda: None
+
+    def get(self, region: str, name: str) -> UdfState | None:
+        """What a region reported last of a UDF; None: nothing yet."""
+        return self._states.get((region, name))
+
+    def start(self) -> None:
+        """Begin to follow all regions' topics, in the background; those that are not mirrored yet are waited for."""
+        for region in self._topology.names:
+            topic = TOPIC if region == self._here.name else f"{region}.{TOPIC}"
+            self._tasks.append(asyncio.create_task(self._follow(region, topic), name=topic))
+
+    async def stop(self) -> None:
+        """Stop following; idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, region: str, topic: str) -> None:
+        reader = TopicReader(self._here.bootstrap_servers, topic, _KAFKA)
+        try:
+            await self._exists(topic)
+            while True:
+                try:
+                    entries = await reader.read(1.0)
+                except StreamsError as error:
+                    log.warning("%s cannot be read now: %s", topic, error)
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                for entry in entries:
+                    self._take(region, entry)
+                if entries:
+                    self.on_change()
+        finally:
+            with contextlib.suppress(StreamsError):
+                await reader.stop()
+
+    async def _exists(self, topic: str) -> None:
+        while True:
+            with contextlib.suppress(StreamsError):
+                async with Admin(self._here.bootstrap_servers) as admin:
+                    if topic in await admin.topics([topic]):
+                        return
+            await asyncio.sleep(_RETRY_S)
+
+    def _take(self, region: str, entry: Entry) -> None:
+        try:
+            found = UdfState(**(entry.value or {}))
+        except TypeError as error:
+            log.error("%s of %s is no report: %s", entry.key, region, error)
+            return
+        self._states[region, found.name] = found

@@ -1,0 +1,33 @@
+"""A warm worker process: `python -m streams.processing.spare` has loaded everything and waits to be told its UDF.
+
+One line of JSON on standard input says what to be: `{"region", "bootstrap_servers", "data", "udf", "log"}`; until then
+it does nothing, and it ends when its input does. Loading is most of a start: a deploy is seconds faster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from streams.processing.main import run_worker
+from streams.processing.options import WorkerOptions
+
+
+def main() -> int:
+    """Wait, then serve; the worker's exit status, 0 when it was never needed."""
+    line = sys.stdin.readline()
+    if not line.strip():
+        return 0
+    asked = json.loads(line)
+    with Path(asked["log"]).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return run_worker(WorkerOptions(asked["region"], asked["bootstrap_servers"], Path(asked["data"]), asked["udf"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

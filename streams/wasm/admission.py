@@ -1,0 +1,93 @@
+"""What a UDF must be to be deployed: its manifest within the operator's caps, its module of the ABI."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+
+from streams.model.errors import BadInput
+from streams.wasm.abi import validate_module
+from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.manifest import Manifest, parse_manifest
+
+MANIFEST_BYTES_MAX = 64 << 10
+_FIELDS = (
+    "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants",
+)  # fmt: skip
+_MERGES = ("lww", "counter", "max", "min")
+_VERSION = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){0,3}\Z")
+_RESERVED = ("events", "table", "dead-letter", "late", "alerts", "definitions", "udfs", "udf-states")
+
+
+@dataclass(frozen=True, slots=True)
+class DeployCaps:
+    """What the operator allows. `module_bytes`: a module travels as one Kafka record; `udfs`: how many are deployed at
+    once, each a process in every region; `limits`: the most that a manifest may ask for."""
+
+    module_bytes: int = 8 << 20
+    udfs: int = 32
+    limits: Limits = field(
+        default_factory=lambda: Limits(
+            memory_bytes=1 << 30, deadline_s=10.0, fuel=10_000_000_000, fuel_deadline_s=60.0, output_bytes=256 << 20
+        )
+    )
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """What versions are ordered by: 1.10 comes after 1.9, and 1.0 is 1. BadInput names the field."""
+    if not _VERSION.match(version):
+        raise BadInput(f"{version[:40]!r} is no version", field="version", fix="use 1 to 4 numbers, as in 1.2.0")
+    numbers = [int(part) for part in version.split(".")]
+    while len(numbers) > 1 and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
+    """The manifest of a fold that may be deployed. BadInput names the field that is wrong."""
+    if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
+        raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
+    manifest = parse_manifest(text)
+    if unknown := tomllib.loads(text).keys() - set(_FIELDS):
+        raise BadInput("udf.toml has no such field", field=min(unknown)[:80], fix=f"use {', '.join(_FIELDS)}")
+    version_key(manifest.version)
+    if manifest.kind != "fold":
+        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix="use fold")
+    if len(manifest.merges) != 1:
+        raise BadInput("a deployed UDF has one merge type", field="merge", fix=f"use one of {', '.join(_MERGES)}")
+    if manifest.merges[0].label not in _MERGES:
+        raise BadInput(
+            f"tables of {manifest.merges[0].label} rows are not deployed",
+            field="merge",
+            fix=f"use {', '.join(_MERGES)}",
+        )
+    if not manifest.inputs:
+        raise BadInput("udf.toml names no keyspace to fold", field="inputs", fix='add inputs = ["score"], for example')
+    for topic in manifest.outputs:
+        if topic.partition(".")[0] in _RESERVED:
+            raise BadInput(
+                f"{topic[:80]} is the platform's own", field="outputs", fix=f"name it {manifest.name}.something"
+            )
+    _check_caps(manifest.limits, caps.limits)
+    return manifest
+
+
+def _check_caps(asked: Limits, allowed: Limits) -> None:
+    for name in ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes"):
+        most = getattr(allowed, name)
+        if not getattr(asked, name) <= most:
+            raise BadInput(f"{getattr(asked, name):g} is over the operator's {most:g}", field=f"limits.{name}")
+
+
+def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: ModuleCache) -> str:
+    """The module's SHA-256, if it is one of the ABI that starts under the manifest's limits. BadInput: why not."""
+    if not wasm:
+        raise BadInput("the module is empty", field="module", fix="build it with `streams udf build`")
+    if len(wasm) > caps.module_bytes:
+        raise BadInput(
+            f"the module has {len(wasm)} bytes, over the limit of {caps.module_bytes}",
+            field="module",
+            fix="strip it, or raise the gateway's --udf-module-mib",
+        )
+    return validate_module(wasm, cache, manifest.limits)
