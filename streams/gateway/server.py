@@ -122,7 +122,9 @@ class GatewayServer:
             Udfs(topology, region.name),
             StateReader(topology, region.name),
             lambda: self.definitions.keyspaces,
-            lambda origin: min(self.tables.staleness(each.name).by_origin[origin] for each in BUILTIN),
+            lambda origin: min(
+                self.tables.staleness(each.name).by_origin[origin] for each in BUILTIN if not each.is_strong
+            ),
             options.udfs,
         )
         self.gateway = Gateway(
