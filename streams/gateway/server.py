@@ -34,6 +34,7 @@ from streams.gateway.strong import StrongWrites
 from streams.gateway.udfs import UdfService, tell_supervisor
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
+from streams.model.clock import wall_ms
 from streams.model.errors import NotFound, StreamsError
 from streams.model.fold_table import FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
@@ -122,9 +123,8 @@ class GatewayServer:
             Udfs(topology, region.name),
             StateReader(topology, region.name),
             lambda: self.definitions.keyspaces,
-            lambda origin: min(
-                self.tables.staleness(each.name).by_origin[origin] for each in BUILTIN if not each.is_strong
-            ),
+            self._heard_ms,
+            self._table_ms,
             options.udfs,
         )
         self.gateway = Gateway(
@@ -259,6 +259,14 @@ class GatewayServer:
             await self._topics(keyspaces)
         except StreamsError as error:
             log.error("topics of new keyspaces: %s", error)
+
+    def _heard_ms(self, region: str) -> int:
+        """How old the newest word from a region is: of the tables that every region's worker writes."""
+        return min(self._table_ms(each.name, region) for each in BUILTIN if not each.is_strong)
+
+    def _table_ms(self, table: str, region: str) -> int:
+        known = table in self.tables.tables
+        return self.tables.staleness(table).by_origin[region] if known else wall_ms()
 
     async def _ensure_tables(self, tables: Iterable[FoldTable]) -> None:
         try:

@@ -38,7 +38,7 @@ PENDING = {"state": "pending", "reason": "the region is not heard from", "versio
 class UdfService:
     """Deployed UDFs as one region's gateway sees them.
 
-    `heard_ms`: how old a region's newest word is; `keyspaces`: those defined.
+    `heard_ms`: how old a region's newest word is; `table_ms`: the same of a table's; `keyspaces`: those defined.
     """
 
     topology: Topology
@@ -47,6 +47,7 @@ class UdfService:
     states: StateReader
     keyspaces: Callable[[], Mapping[str, Keyspace]]
     heard_ms: Callable[[str], int]
+    table_ms: Callable[[str, str], int]
     caps: DeployCaps = field(default_factory=DeployCaps)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -97,7 +98,11 @@ class UdfService:
         if found is None or not known or found.state == "stopped" or found.at_ms + _CLOCKS_MS < of.deployed_ms:
             # Not reported yet; a report of what came before, or from before it was removed, says nothing.
             return {"state": "starting", "reason": "", "version": None, "at": None}
-        return {"state": found.state, "reason": found.reason, "version": found.version, "at": found.at_ms}
+        state = found.state
+        quiet_ms = min(wall_ms() - found.at_ms, self.table_ms(of.manifest.table, region))
+        if state == "active" and quiet_ms > HEARD_MS:
+            state = "starting"  # it was active, and its worker has not written since: it is down, or coming up again
+        return {"state": state, "reason": found.reason, "version": found.version, "at": found.at_ms}
 
     async def settled(self, of: Deployment, wait_s: float) -> dict[str, Any]:
         """`described`, once no region that is heard from is still starting it, or after `wait_s`."""
