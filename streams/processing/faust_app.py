@@ -37,9 +37,6 @@ with _no_arguments():
 
 log = logging.getLogger(__name__)
 
-AWAKE_S = 5.0
-_TURN_S = 0.005
-
 Dispatch = Callable[[Run, Callable[[], object]], None]
 Assign = Callable[[frozenset[TP]], None]
 Revoke = Callable[[frozenset[TP]], Awaitable[None]]
@@ -118,7 +115,6 @@ class FaustGroup:
         self._handlers = handlers
         self._topics: set[str] = set()
         self._agents: list[Any] = []
-        self._waking: asyncio.Task[None] | None = None
         os.environ["F_DATADIR"] = directory
         broker = ";".join(f"kafka://{server}" for server in options.bootstrap_servers.split(","))
         self.app = app = faust.App(
@@ -167,13 +163,10 @@ class FaustGroup:
     async def start(self) -> None:
         """Join the group."""
         self.app.finalize()
-        self._waking = asyncio.create_task(_stay_awake(AWAKE_S))
         await self.app.start()
 
     async def stop(self, timeout_s: float) -> None:
         """Leave the group; gives up waiting for Faust after `timeout_s`."""
-        if self._waking is not None:
-            self._waking.cancel()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.app.stop()
@@ -193,14 +186,6 @@ class FaustGroup:
             return "Faust stopped by itself"
         dead = [agent.name for agent in self._agents if agent.started and not _alive(agent)]
         return f"agents died: {', '.join(dead)}" if dead else ""
-
-
-async def _stay_awake(seconds: float) -> None:
-    """Turn the loop over often, for a while: Faust's consumer thread answers the loop without waking it, so each of
-    the hand-overs of a start would wait for the loop's next timer, which is Faust's own of 1.1 s.
-    """
-    for _ in range(int(seconds / _TURN_S)):
-        await asyncio.sleep(_TURN_S)
 
 
 def _alive(agent: Any) -> bool:

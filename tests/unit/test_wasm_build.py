@@ -97,7 +97,7 @@ def test_manifests() -> None:
         (GOOD.replace('merge = "lww"', ""), "merge"),
         (GOOD.replace('"1"', "1"), "version"),
         (GOOD + "[limits]\nhats = 3\n", "limits.hats"),
-        (GOOD + "[limits]\nmemory_bytes = -3\n", "memory_bytes"),
+        (GOOD + "[limits]\nmemory_bytes = -3\n", "limits.memory_bytes"),
         (GOOD + "limits = 3\n", "limits"),
         (GOOD + 'outputs = "late.device"\n', "outputs"),
         (GOOD + 'outputs = ["Late"]\n', "outputs"),
