@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from streams.model.errors import BadInput, NotFound
+from streams.model.errors import BadInput
+from streams.model.partition import region_of
 
-PARTITION_PREFIX = "iot:region:"
 DEFAULT_WINDOW_S = 60
 SECONDS_MAX = 100 * 31_557_600
 """The longest window, hop and gap: 100 years."""
@@ -72,7 +72,7 @@ def window_query(partition: str, given: Mapping[str, str], regions: Sequence[str
 
     NotFound for a partition that there is not, naming those that there are; BadInput names the parameter.
     """
-    origin = origin_of(partition, regions)
+    origin = region_of(partition, regions)
     by = given.get("by", "device")
     if by not in ("device", "region"):
         raise BadInput(f"{by[:40]!r} is neither device nor region", field="by", fix="use by=device or by=region")
@@ -99,15 +99,6 @@ def window_query(partition: str, given: Mapping[str, str], regions: Sequence[str
         if not device:
             raise BadInput("no device has an empty name", field="device", fix="name one, or leave it out")
     return WindowQuery(origin, window_s, hop_s, gap_s, by == "device", from_ms, to_ms, device, metric)
-
-
-def origin_of(partition: str, regions: Sequence[str]) -> str:
-    """The region of a partition; NotFound names all partitions."""
-    region = partition.removeprefix(PARTITION_PREFIX)
-    if region == partition or region not in regions:
-        known = ", ".join(PARTITION_PREFIX + name for name in regions)
-        raise NotFound(f"there is no partition {partition[:80]!r}", field="partition", fix=f"choose one of: {known}")
-    return region
 
 
 def _span(given: Mapping[str, str], name: str) -> int | None:
