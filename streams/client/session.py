@@ -31,6 +31,9 @@ PAGE_ROWS = 1_000
 REJECTED_MAX = 1_000
 """How many rejected rows a receipt lists."""
 
+AGAIN_S = 0.1
+"""Between two tries while a gateway does not answer."""
+
 LEADERBOARD = "score"
 NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
@@ -314,11 +317,12 @@ class AsyncClient(StrongCalls):
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                await self._transport.json("GET", "/v1/tables", {})
+                await self._transport.json("GET", "/v1/tables", {}, catch_up_s=deadline - time.monotonic())
                 return
             except (Timeout, Unavailable):
                 if time.monotonic() >= deadline:
                     raise
+            await asyncio.sleep(min(AGAIN_S, max(0.0, deadline - time.monotonic())))
 
     async def route(self, location: object) -> RouteDecision:
         """The nearest healthy gateway for a user, by estimated round trip, and fallbacks.

@@ -58,13 +58,14 @@ class Transport:
         *,
         headers: dict[str, str] | None = None,
         body: bytes | AsyncIterator[bytes] | None = None,
+        catch_up_s: float | None = None,
     ) -> Any:
         """The answer's JSON; its token is merged into the session's. Raises what the problem says.
 
-        A read that the region has not caught up for is asked again, for `catch_up_s` in all: a gateway holds it only
-        for seconds, a load may take longer to fold.
+        A read that the region has not caught up for is asked again, for `catch_up_s` in all (None: the session's): a
+        gateway holds it only for seconds, a load may take longer to fold.
         """
-        deadline = time.monotonic() + self._catch_up_s
+        deadline = time.monotonic() + (self._catch_up_s if catch_up_s is None else catch_up_s)
         while True:
             try:
                 return await self._once(method, path, query, headers, body)

@@ -65,6 +65,9 @@ async def test_a_session_reads_its_writes_and_types_its_errors(edge: TestGateway
         with pytest.raises(Timeout) as late:
             await client.get("score:a")
         assert late.value.retry_after_s >= 1
+        async with connect(edge.url, token=client.token) as patient, asyncio.timeout(20):
+            with pytest.raises(Timeout):
+                await patient.wait_for(timeout_s=0.1)  # not for as long as its reads would wait
         edge.log.publish()
         await client.wait_for(timeout_s=5)
     async with connect("http://127.0.0.1:1") as nobody:
