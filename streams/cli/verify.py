@@ -70,7 +70,8 @@ def _check(history: Path, timeout_s: float, bytes_max: int, html: Path | None) -
     if str(history) == "-":
         operations = read_history(sys.stdin.buffer, bytes_max)
     elif not history.is_file():
-        raise NotFound(f"there is no file {history}", field="HISTORY")
+        what = "is not a file" if history.exists() else "does not exist"
+        raise NotFound(f"{history} {what}", field="HISTORY", fix="give a file of JSON lines, or - for standard input")
     else:
         with history.open("rb") as file:
             operations = read_history(file, bytes_max)

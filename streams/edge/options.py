@@ -22,8 +22,7 @@ class TableSpec:
     `inputs`: the events topics whose positions its markers carry. `partitions`: as many as its input has.
     `purge`: whether dead rows may be purged by events on `events.<keyspace>` (true for built-in tables). `apart`: equal
     keys in several replicas are different rows, each read and purged alone, not parts of one value.
-    `home`: of a
-    sequenced table the region that its one replica comes from; the sequencer feeds it, not a changelog.
+    `home`: of a sequenced table the region that its one replica comes from; the sequencer feeds it, not a changelog.
     `sources`: of a deployed UDF's table its inputs, (keyspace, partitions), as their partitions follow one another.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -68,6 +69,23 @@ def die_with_parent() -> Callable[[], None] | None:
             os._exit(127)
 
     return in_child
+
+
+async def start_child(
+    command: Sequence[str], log_file: Path, env: Mapping[str, str], *, stdin: int = subprocess.DEVNULL
+) -> asyncio.subprocess.Process:
+    """`spawn` for an event loop: `env` is added to this process's; `stdin` is as `subprocess` means it."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
 
 
 def spawn(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 from asyncio.subprocess import Process
@@ -13,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from streams.region.processes import die_with_parent, kill_group
+from streams.region.processes import kill_group, start_child
 
 FIRST_S = 3.0
 REFILL_S = 5.0
@@ -66,14 +65,4 @@ class Spares:
         self._idle.clear()
 
     async def _start(self) -> Process:
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_file.open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._env},
-                start_new_session=True,
-                preexec_fn=die_with_parent(),
-            )
+        return await start_child(self._command, self._log_file, self._env, stdin=subprocess.PIPE)

@@ -22,7 +22,7 @@ from typing import Any
 
 from streams.model.errors import StreamsError, Timeout
 from streams.region.java import last_errors
-from streams.region.processes import ProcessId, die_with_parent, kill_group
+from streams.region.processes import ProcessId, kill_group, start_child
 
 STATE_FILE = "supervisor.json"
 STATE_RETRY_S = 1.0
@@ -140,7 +140,7 @@ class ManagedProcess:
         try:
             warm = None if spec.warm is None else await spec.warm()
             command = await asyncio.to_thread(spec.command)
-            self._process = process = warm or await _start(command, spec)
+            self._process = process = warm or await start_child(command, spec.log_file, spec.env)
         except (StreamsError, OSError) as error:
             self.failure = error if isinstance(error, StreamsError) else StreamsError(f"{spec.name}: {error}")
             return
@@ -195,20 +195,6 @@ class ManagedProcess:
     def _set(self, state: str) -> None:
         self.state = state
         self._changed(self)
-
-
-async def _start(command: Sequence[str], spec: ProcessSpec) -> asyncio.subprocess.Process:
-    spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with spec.log_file.open("ab") as output:
-        return await asyncio.create_subprocess_exec(
-            *command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **spec.env},
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
 
 
 class Supervisor:

@@ -55,7 +55,7 @@ def parse_manifest(text: str) -> Manifest:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"udf.toml is not TOML: {error}", field="manifest") from None
+        raise BadInput(f"udf.toml is not TOML: {error}", field="manifest", fix="mend that line") from None
     for field in ("name", "version", "kind"):
         if not isinstance(data.get(field), str) or not data[field]:
             raise BadInput("udf.toml does not give it", field=field)
