@@ -31,7 +31,7 @@ from streams.region.java import JvmOptions
 from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
 from streams.region.paths import data_dir
-from streams.region.plan import MIRROR_PORT, parse_regions, plan
+from streams.region.plan import CLUSTER_ID, brokers_of, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
 from streams.region.spares import Spares
 from streams.region.status import kill_leftovers, read_state
@@ -60,7 +60,8 @@ def udf_command(data: Path, region: Region, udf: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What to start. `regions` None means those the directory holds, or the default two.
+    """What to start. `regions` None means those the directory holds, or the default two; `brokers` of each likewise,
+    or one.
 
     `prepare` runs once the brokers answer, before anything else starts (to make topics). `worker` and `gateway` give
     each region's command, `udf_worker` that of a deployed UDF; None leaves them out. `settings` override any of
@@ -79,6 +80,7 @@ class UpOptions:
     ready_timeout_s: float = 180.0
     when_ready: Callable[[Topology], Awaitable[None]] | None = None
     serve: bool = True
+    brokers: int | None = None
 
 
 def process_env() -> dict[str, str]:
@@ -90,7 +92,7 @@ def process_env() -> dict[str, str]:
 
 def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
     """The processes of a system: brokers (phase 0), then mirror, workers and gateways together (phase 1)."""
-    found = [_kafka_spec(options, region) for region in topology.regions]
+    found = [spec for region in topology.regions for spec in _kafka_specs(options, region)]
     if len(topology.regions) > 1:
         found.append(_mirror_spec(options, topology))
     for region in topology.regions:
@@ -101,25 +103,43 @@ def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
     return found
 
 
-def _kafka_spec(options: UpOptions, region: Region) -> ProcessSpec:
-    name = f"kafka-{region.name}"
-    port = int(region.bootstrap_servers.rpartition(":")[2])
-    kafka = KafkaOptions(
-        name,
-        options.data / "kafka" / region.name,
-        options.data / "logs" / f"{name}.log",
-        port,
-        region.controller_port,
-        mirror_port=int(region.extra.get(MIRROR_PORT, 0)),
-        mirror_advertised_port=int(region.mirror_bootstrap_servers.rpartition(":")[2] or 0),
-        jvm=options.kafka_jvm,
-        settings=options.settings,
-    )
+def _kafka_specs(options: UpOptions, region: Region) -> list[ProcessSpec]:
+    """A region's broker, `kafka-REGION`; several are `kafka-REGION-1` and so on, by their ids."""
+    brokers = brokers_of(region)
+    voters = tuple(each.controller_port for each in brokers)
+    found = []
+    for node_id, broker in enumerate(brokers, 1):
+        alone = len(brokers) == 1
+        name = f"kafka-{region.name}" if alone else f"kafka-{region.name}-{node_id}"
+        place = options.data / "kafka" / region.name
+        found.append(
+            _kafka_spec(
+                KafkaOptions(
+                    name,
+                    place if alone else place / str(node_id),
+                    options.data / "logs" / f"{name}.log",
+                    broker.port,
+                    broker.controller_port,
+                    mirror_port=broker.mirror_port,
+                    mirror_advertised_port=broker.mirror_advertised_port,
+                    jvm=options.kafka_jvm,
+                    settings=options.settings,
+                    node_id=node_id,
+                    voters=voters,
+                    cluster_id=region.extra.get(CLUSTER_ID, ""),
+                ),
+                region,
+            )
+        )
+    return found
+
+
+def _kafka_spec(kafka: KafkaOptions, region: Region) -> ProcessSpec:
     return ProcessSpec(
-        name=name,
+        name=kafka.name,
         command=lambda: kafka_server.kafka_command(kafka),
         log_file=kafka.log_file,
-        is_ready=lambda: kafka_server.is_ready(port, kafka.directory),
+        is_ready=lambda: kafka_server.is_ready(kafka.port, kafka.directory, node_id=kafka.node_id),
         regions=(region.name,),
         ready_timeout_s=120.0,
         stop_timeout_s=20.0,
@@ -218,7 +238,7 @@ async def _run(options: UpOptions, say: Say) -> None:
     await asyncio.to_thread(jars.class_path, "kafka")
     await _prepare_fast_starts(say, stop_asked)
     ports = PortLocks()  # claims last as long as this function's frame: until everything has stopped
-    topology = plan(options.data, options.regions, ports.claim)
+    topology = plan(options.data, options.regions, ports.claim, options.brokers)
     supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
     supervisor.on_change = _narrator(say, supervisor)
 
@@ -353,6 +373,8 @@ def detach(options: UpOptions, say: Say, *, module: str = "streams.region.up") -
     command = [sys.executable, "-m", module, "--data", str(options.data)]
     if options.regions:
         command += ["--regions", ",".join(options.regions)]
+    if options.brokers is not None:
+        command += ["--brokers", str(options.brokers)]
     log_file = options.data / "logs" / "supervisor.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     position = log_file.stat().st_size if log_file.exists() else 0
@@ -406,10 +428,11 @@ def main(arguments: Sequence[str] | None = None, *, overrides: Mapping[str, obje
     parser = argparse.ArgumentParser(prog="python -m streams.region.up")
     parser.add_argument("--data")
     parser.add_argument("--regions")
+    parser.add_argument("--brokers", type=int)
     parsed = parser.parse_args(arguments)
     try:
         regions = parse_regions(parsed.regions) if parsed.regions else None
-        options = UpOptions(data_dir(parsed.data), regions, **(overrides or {}))  # type: ignore[arg-type]
+        options = UpOptions(data_dir(parsed.data), regions, brokers=parsed.brokers, **(overrides or {}))  # type: ignore[arg-type]
         run(options, _print)
     except StreamsError as error:
         print(f"error: {error}", flush=True)
