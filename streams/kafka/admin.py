@@ -235,12 +235,14 @@ class Admin:
             response = await self._link.send(node, request)
         except KafkaError as error:
             raise mapped(error, "asking for the default replication") from error
-        default = 1
+        found = []
         for code, message, _kind, _name, entries, *_ in response.resources:
             if code:
                 raise Unavailable(f"asking for the default replication: {for_code(code).__name__} {message or ''}")
-            default = max(default, *(int(entry[1]) for entry in entries if entry[0] == _DEFAULT_REPLICAS and entry[1]))
-        return max(default, min(3, len(brokers)))
+            found += [int(entry[1]) for entry in entries if entry[0] == _DEFAULT_REPLICAS and entry[1]]
+        if not found:  # as a broker that has just started may answer: guessing would be for good
+            raise Unavailable("the brokers did not tell their default replication", fix="try again")
+        return max([*found, min(3, len(brokers))])
 
     async def _controller(self, request: Any) -> Any:
         # A KRaft broker forwards to the controller, so any broker will do.
