@@ -221,7 +221,9 @@ class Admin:
         response = await self._controller(CreateTopicsRequest(rows, int(self._timeout_s * 1000), False))
         for name, code, message, *_ in response.topic_errors:
             if code and for_code(code) is InvalidReplicationFactorError:
-                raise Unavailable(f"creating topic {name}: there are too few brokers for {replicas} replicas: {message}")
+                raise Unavailable(
+                    f"creating topic {name}: there are too few brokers for {replicas} replicas: {message}"
+                )
             if code and for_code(code) is not TopicAlreadyExistsError:
                 raise Conflict(f"creating topic {name}: {for_code(code).__name__}: {message}", field=name)
 

@@ -15,7 +15,7 @@ TOPOLOGY_FILE = "topology.json"
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One region. Addresses are `host:port`, several brokers' separated by commas; `gateway_url` is what users are told.
+    """One region. Addresses are `host:port`, several brokers' separated by commas; `gateway_url` is for users.
 
     `mirror_bootstrap_servers`: where other regions' mirror reads this one, if not at `bootstrap_servers`
     (a test's cutting proxy, or a wide-area listener).

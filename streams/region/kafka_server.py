@@ -143,7 +143,14 @@ def new_cluster_id() -> str:
 
 
 def _format(options: KafkaOptions, config: Path, class_path: Sequence[Path]) -> None:
-    arguments = ["format", "--cluster-id", options.cluster_id or new_cluster_id(), "--config", str(config), "--ignore-formatted"]
+    arguments = [
+        "format",
+        "--cluster-id",
+        options.cluster_id or new_cluster_id(),
+        "--config",
+        str(config),
+        "--ignore-formatted",
+    ]
     jvm = JvmOptions(heap_mb=128)
     command = java_command("kafka.tools.StorageTool", arguments, class_path, options.directory, jvm)
     start = options.log_file.stat().st_size if options.log_file.exists() else 0
@@ -251,8 +258,10 @@ class KafkaServer:
         process = self._process
 
         def settled() -> bool:
-            return process is None or process.poll() is not None or is_ready(
-                self.options.port, self.options.directory, node_id=self.options.node_id
+            return (
+                process is None
+                or process.poll() is not None
+                or is_ready(self.options.port, self.options.directory, node_id=self.options.node_id)
             )
 
         if not wait_until(settled, timeout_s) or process is None or process.poll() is not None:

@@ -48,7 +48,9 @@ def plan(
     BadInput when `names` or `brokers` (a region's) differ from what the directory holds: its data belong to those.
     """
     if brokers is not None and brokers not in BROKERS:
-        raise BadInput(f"{brokers} brokers cannot be had", field="--brokers", fix="use 1, or 3: any one may be lost then")
+        raise BadInput(
+            f"{brokers} brokers cannot be had", field="--brokers", fix="use 1, or 3: any one may be lost then"
+        )
     data.mkdir(parents=True, exist_ok=True)
     try:
         kept = Topology.load(data)
@@ -86,9 +88,9 @@ def _numbers(text: str) -> list[int]:
 
 def _ports(region: Region) -> list[int]:
     """The ports a region was given before (0: none)."""
-    return [each for broker in brokers_of(region) for each in (broker.port, broker.controller_port, broker.mirror_port)] + [
-        region.gateway_port
-    ]
+    return [
+        each for broker in brokers_of(region) for each in (broker.port, broker.controller_port, broker.mirror_port)
+    ] + [region.gateway_port]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streams.client import AsyncClient, connect
+from streams.client.types import Outcome
 from streams.model.errors import Conflict, PreconditionFailed, StreamsError, Timeout, Unavailable
 from streams.verify.recorder import HistoryRecorder, Recorded, RecordingClient
 from tests.support.polling import eventually
@@ -19,6 +20,7 @@ from tests.support.polling import eventually
 RESOLVE_S = 60.0
 """How long an outcome may stay unknown before the client gives up (info)."""
 AGAIN_S = 0.05
+LATER_S = 0.1
 REGISTERS, GROUPS = 4, 2
 Connect = Callable[[str], AsyncClient]
 
@@ -55,8 +57,8 @@ class StrongLoad:
     """`clients` logical processes put, compare-and-set, delete, transact and read at `urls` until told to stop.
 
     A write without an answer is sent again under its idempotency key, at the other gateways too, or resolved, or left
-    (`info`). Some clients give up before the answer; some ask again what was answered, and must hear the same.
-    (Not without `replays`: then only the history tells.) `generation` says which keys are used: few at a time, so that clients meet, and new ones now and then.
+    (`info`). Some clients give up before the answer; some (with `replays`) ask again what was answered, and must hear
+    the same. `generation` says which keys are used: few at a time, so that clients meet, and new ones now and then.
     """
 
     def __init__(
@@ -177,7 +179,8 @@ class _Client:
                 continue
             operation.ok(None if row is None else {"value": row.value, "version": row.version})
             self._load.saw(key, 0 if row is None else row.version)
-            return self._count("get")
+            self._count("get")
+            return
         operation.fail()
         self._load.tally.refused += 1
 
@@ -236,13 +239,13 @@ class _Client:
                 self._applied(operation, write, receipt.version)
                 if self._load.replays and self._rng.random() < 0.1:
                     await self._again(write, name, receipt.version)
-            return self._count(kind)
+            self._count(kind)
+            return
         if unknown:
             await self._settle(operation, write, name, kind)
         else:
             operation.fail()
             self._load.tally.refused += 1
-        return None
 
     async def _send(self, work: Awaitable[Any]) -> Any:
         """The answer; a few clients do not wait for it."""
@@ -258,29 +261,33 @@ class _Client:
         """An outcome that is not known: resolved, or left as it is."""
         tally = self._load.tally
         tally.unknown += 1
-        if self._rng.random() < 0.15:
+        found = None if self._rng.random() < 0.15 else await self._resolved(name)
+        if found is None:
             tally.given_up += 1
-            return operation.info()
+            operation.info()
+            return
+        tally.resolved[found.outcome] += 1
+        if found.outcome == "cancelled":
+            operation.fail()
+            await self._stays_cancelled(write, name)
+            return
+        if found.outcome == "applied":
+            self._applied(operation, write, found.version)
+        else:
+            self._refused(operation, write, {"version": found.version})
+        self._count(kind)
+
+    async def _resolved(self, name: str) -> Outcome | None:
+        """What became of it, from whichever gateway knows; None: nobody answers."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + RESOLVE_S
         for edge in itertools.cycle(self._edges):
             try:
-                found = await edge.resolve(name)
+                return await edge.resolve(name)
             except (Unavailable, Timeout):
                 if loop.time() > deadline_s:
-                    tally.given_up += 1
-                    return operation.info()
+                    break
                 await asyncio.sleep(AGAIN_S)
-                continue
-            tally.resolved[found.outcome] += 1
-            if found.outcome == "applied":
-                self._applied(operation, write, found.version)
-            elif found.outcome == "failed":
-                self._refused(operation, write, {"version": found.version})
-            else:
-                operation.fail()
-                return await self._stays_cancelled(write, name)
-            return self._count(kind)
         return None
 
     def _applied(self, operation: Recorded, write: _Write, version: int | None) -> None:
@@ -369,7 +376,7 @@ class Doubled(AsyncClient):
         return receipt
 
     async def _later(self, key: str, value: Any) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(LATER_S)
         with contextlib.suppress(StreamsError):
             await super().put_strong(key, value)
 
