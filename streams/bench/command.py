@@ -20,6 +20,7 @@ from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.mirror import MirrorOptions, bench_mirror
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
+from streams.bench.strong import StrongOptions, bench_strong
 from streams.model.errors import BadInput, StreamsError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,6 +48,10 @@ class Request:
         found = IngestOptions(self.seconds, self.events, self.rounds, plot=self.plot, parts=self.parts or PARTS)
         return replace(found, contenders=self.only) if self.only else found
 
+    def strong(self) -> StrongOptions:
+        """As `strong` takes them; BadInput."""
+        return StrongOptions(parts=self.parts) if self.parts else StrongOptions()
+
 
 Bench = Callable[[Request, Say], Sequence[Result]]
 BENCHES: dict[str, Bench] = {
@@ -57,6 +62,7 @@ BENCHES: dict[str, Bench] = {
     "read": lambda _, say: bench_read(LatencyOptions(), say),
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
+    "strong": lambda request, say: bench_strong(request.strong(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 
@@ -79,7 +85,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="rounds, of which the median counts")] = ROUNDS,
     only: Annotated[str, typer.Option(help="contenders, separated by commas")] = "",
     seconds: Annotated[float, typer.Option(help="ingest: of sustained load")] = IngestOptions().seconds,
-    parts: Annotated[str, typer.Option(help=f"ingest: of {', '.join(PARTS)}, separated by commas")] = "",
+    parts: Annotated[str, typer.Option(help="ingest and strong: which of their parts, separated by commas")] = "",
     plot: Annotated[Path | None, typer.Option(help="ingest: where the charts of its growth go, as SVG")] = None,
 ) -> None:
     """Run benchmarks, each beside its peers in one run; they start their own system and stop it."""
