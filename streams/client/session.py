@@ -99,8 +99,13 @@ class AsyncClient(StrongCalls):
         return _receipt(body)
 
     async def delete(self, key: str) -> Receipt:
-        """Delete a key; returns when the event is durable."""
-        return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}))
+        """Delete a key; returns when the event is durable.
+
+        A connection that breaks is retried under the same idempotency key: a strong key is deleted once, not again
+        after what others have put meanwhile.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}, headers=headers))
 
     async def get(self, key: str, *, max_staleness_ms: int | None = None, consistency: str | None = None) -> Row | None:
         """The merged row of a key, or None when it has no value.

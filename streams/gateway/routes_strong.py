@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
@@ -346,7 +346,7 @@ class UnknownWrite(Unavailable):
     def __init__(self, why: str, key: str) -> None:
         super().__init__(
             f"the outcome is not known: {why}",
-            fix="POST /v1/commands/{idempotency_key}:resolve, or send the same request with this Idempotency-Key",
+            fix=f"POST /v1/commands/{quote(key, safe='')}:resolve, or send the same request with this Idempotency-Key",
         )
         self.extra = {"idempotency_key": key}
 
