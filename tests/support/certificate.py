@@ -13,7 +13,7 @@ from tests.support.small_system import ROOT
 from tests.support.strong_load import Tally
 
 OK, ILLEGAL = 0, 1
-KINDS = {"get": 100, "put": 40, "cas": 40, "delete": 15, "txn": 40}
+KINDS = {"get": 60, "put": 25, "cas": 25, "delete": 8, "txn": 25}
 """How many of each must have been answered."""
 
 
@@ -35,9 +35,9 @@ def check_not_empty(tally: Tally, floor: float = 1.0) -> None:
     print(tally)
     for kind, count in KINDS.items():
         assert tally.by[kind] >= count * floor, f"only {tally.by[kind]} {kind}"
-    assert tally.by["here"] >= 100 * floor
+    assert tally.by["here"] >= 80 * floor
     assert tally.unknown and sum(tally.resolved.values()), "no outcome was ever unknown"
-    assert tally.replayed and tally.left
+    assert tally.replayed, "nothing was ever sent again"
 
 
 def check_faults(evidence: Evidence, kinds: set[str], *, link: bool) -> None:
