@@ -107,22 +107,19 @@ class Replica:
         Unavailable: nothing was written. OutcomeUnknown: it may have been, or may be yet.
         """
         self._check_reachable("this attempt sent nothing")
-        began_s = time.monotonic()
         try:
-            meta = await self._producer.put(self.topic, None, command, partition=0)  # for `wait_s` at most
-        except TooManyRequests:
-            raise
-        except StreamsError as error:
-            if not error.retriable:
-                raise
-            raise OutcomeUnknown(f"the home region did not acknowledge the command: {error.detail}") from error
-        if self.state.next < meta.next_offset:
-            left_s = self._options.wait_s - (time.monotonic() - began_s)
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._until(meta.next_offset)
-            except TimeoutError:
-                raise OutcomeUnknown(f"the command was not answered within {self._options.wait_s:g} s") from None
+            async with asyncio.timeout(self._options.wait_s):
+                try:
+                    meta = await self._producer.put(self.topic, None, command, partition=0)
+                except TooManyRequests:
+                    raise
+                except StreamsError as error:
+                    if not error.retriable:
+                        raise
+                    raise OutcomeUnknown(f"the home region did not acknowledge the command: {error.detail}") from error
+                await self._until(meta.next_offset)
+        except TimeoutError:
+            raise OutcomeUnknown(f"the command was not answered within {self._options.wait_s:g} s") from None
         result = self._results.get(meta.offset)
         if result is None:
             raise OutcomeUnknown("the command was executed, but its result is not at hand any more")
