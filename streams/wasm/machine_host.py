@@ -69,7 +69,7 @@ class MachineHost:
         guest = self._guest or Guest(self.cache.load(self.wasm), self.limits, self.cache.host)
         self._guest = None
         try:
-            found = _run(guest, commands, read_rows)
+            found = run_batch(guest, commands, read_rows)
         except BaseException:
             guest.close()
             raise
@@ -86,14 +86,15 @@ class MachineHost:
             guest.close()
 
 
-def _run(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
+def run_batch(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
+    """Apply a batch on an instance. UdfTrap: the instance must not be used again."""
     ptr, size = guest.put(_batch(commands))
     asked, _ = guest.describe(guest.call("streams_prepare", ptr, size))
     keys, firsts = _asked(asked)
     if keys:
         rows = read_rows(keys)
         heads = [None if row is None else row[:first] for row, first in zip(rows, firsts, strict=True)]
-        ptr, size = guest.put(_rows(keys, heads))
+        ptr, size = guest.put(encode_rows(keys, heads))
         if guest.call("streams_load", ptr, size):
             raise UdfTrap("the machine refused the rows that it asked for", TrapKind.MALFORMED)
     answer, _ = guest.describe(guest.call("streams_apply"))
@@ -151,7 +152,8 @@ def _blobs(data: bytes, expected: int) -> list[bytes]:
     return _cut(data, 4 + 4 * n, _column(data, 4, n))
 
 
-def _rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
+def encode_rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
+    """Rows as `streams_load` and `streams_restore` take them."""
     key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint32)
     row_ends = np.cumsum([len(row or b"") for row in rows], dtype=np.uint32)
     present = bytes(row is not None for row in rows)
