@@ -258,7 +258,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class OrdersResult:
-    """A command's result: `code` as strong writes', and one outcome for each operation (none when a batch is told again)."""
+    """A command's result: `code` as strong writes', and one outcome for each operation.
+
+    A command of several operations that is told again has none: their orders' rows have what they answered first.
+    """
 
     code: Code
     again: bool
@@ -278,6 +281,11 @@ class OrdersResult:
     def __len__(self) -> int:
         """How many outcomes there are."""
         return len(self.outcomes) // _OUTCOME.size
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return 256 + len(self.outcomes)
 
 
 def decode_orders_result(data: bytes) -> OrdersResult:
@@ -338,9 +346,29 @@ class OrderRow:
 
 def order_row(row: bytes) -> OrderRow:
     """The order that a row holds."""
-    (_, status, side, kind, p, q, first, _, price, quantity, left, first_filled, _, offset, placed, closed, _, i, s, a, _) = (
-        _ORDER.unpack_from(row)
-    )
+    (
+        _,
+        status,
+        side,
+        kind,
+        p,
+        q,
+        first,
+        _,
+        price,
+        quantity,
+        left,
+        first_filled,
+        _,
+        offset,
+        placed,
+        closed,
+        _,
+        i,
+        s,
+        a,
+        _,
+    ) = _ORDER.unpack_from(row)
     names, at = row, _ORDER.size
     return OrderRow(
         names[at : at + i].decode(),
@@ -451,7 +479,5 @@ def decode_book(kind: int, data: bytes) -> BookView | None:
         return None
     if kind == 2:
         return BookView(following, time_ms, MODES[mode], [], [], list(trades_of(data, bids, _DEPTH.size, p, q)))
-    levels = [
-        [text_of(price, p), text_of(total, q)] for price, total in _PAIR.iter_unpack(data[_DEPTH.size :])
-    ]
+    levels = [[text_of(price, p), text_of(total, q)] for price, total in _PAIR.iter_unpack(data[_DEPTH.size :])]
     return BookView(following, time_ms, MODES[mode], levels[:bids], levels[bids : bids + asks], [])

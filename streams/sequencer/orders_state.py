@@ -1,4 +1,4 @@
-"""`OrdersStore`: the rows of the order books on disk, with the offset that they stand for, and the machine made of them."""
+"""`OrdersStore`: the rows of the order books on disk, the offset they stand for, and the machine made of them."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ class OrdersStore:
 
     def _load(self) -> None:
         self.machine_state: OrdersState = decode_orders_state(self.store.get(META_KEY))
-        self._symbols = {
-            (found := symbol_row(row)).symbol: found for _, row in self.store.iterate(SYMBOL_PREFIX)
-        }
+        self._symbols = {(found := symbol_row(row)).symbol: found for _, row in self.store.iterate(SYMBOL_PREFIX)}
         self._floor = int(self.store.meta(_FLOOR) or 0)
         self._sweep_at: dict[bytes, bytes | None] = {}
 

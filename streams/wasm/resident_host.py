@@ -1,7 +1,7 @@
 """`ResidentHost`: runs a machine that keeps its state in linear memory, made from rows at the start.
 
-Rows stay the durable form: each batch's changes are taken out as of any machine, and whenever an instance is lost (a trap,
-a restart) another one is made from them. So a batch needs no rows read but those that the machine asks for. ABI:
+Rows stay the durable form: each batch's changes are taken out as of any machine, and whenever an instance is lost (a
+trap, a restart) another one is made from them. So a batch needs no rows but those that the machine asks for. ABI:
 wasm_udfs/ABI.md, "Resident machines".
 """
 
@@ -30,7 +30,9 @@ class ResidentHost:
     wasm: bytes
     cache: ModuleCache
     stored: StoredRows
-    limits: Limits = field(default_factory=lambda: Limits(memory_bytes=3 << 30, deadline_s=60.0, output_bytes=256 << 20))
+    limits: Limits = field(
+        default_factory=lambda: Limits(memory_bytes=3 << 30, deadline_s=60.0, output_bytes=256 << 20)
+    )
     _guest: Guest | None = None
 
     def __post_init__(self) -> None:

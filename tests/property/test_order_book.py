@@ -1,4 +1,4 @@
-"""The order book machine against the obvious model: random orders over any cut of the log, restarts, money conserved."""
+"""The order book machine against the obvious model: random orders, any cut of the log, restarts, money conserved."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ class Maker:
         tick, lot = parse_decimal(self.tick, "tick"), parse_decimal(self.lot, "lot")
         terms = SymbolTerms(name, tick, lot, mode, policy, accounts, base, "USD")
         fields = {"symbol": name, "tick": Decimal(self.tick), "lot": Decimal(self.lot), "mode": mode}
-        answer = self.log.model.symbol(fields | {"self_trade": policy, "accounts": accounts, "base": base, "quote": "USD"})
+        answer = self.log.model.symbol(
+            fields | {"self_trade": policy, "accounts": accounts, "base": base, "quote": "USD"}
+        )
         self.add(command(SYMBOL, self.identity(), [terms.encode()]), [answer])
 
     def account(self, name: str) -> None:
@@ -126,7 +128,9 @@ class Maker:
                 asked["quantity"] = unit(rng, self.lot, 12)
             if not asked or rng.random() < 0.6:
                 asked["price"] = unit(rng, self.tick, self.levels)
-            change = Operation(REPLACE, known.encode(), price=self.fixed(asked, "price"), quantity=self.fixed(asked, "quantity"))
+            change = Operation(
+                REPLACE, known.encode(), price=self.fixed(asked, "price"), quantity=self.fixed(asked, "quantity")
+            )
             return change.encode(), model.replace(known, asked)
         if dice < 0.36 and self.placed:
             asked = dict(rng.choice(self.placed[-80:]))
@@ -187,7 +191,11 @@ class Maker:
             if not trades:
                 trades = [{"price": "1", "quantity": "1", "maker": "a", "taker": "b"}]
             deals = [
-                Deal(*(parse_decimal(t[name], name) for name in ("price", "quantity")), t["maker"].encode(), t["taker"].encode())
+                Deal(
+                    *(parse_decimal(t[name], name) for name in ("price", "quantity")),
+                    t["maker"].encode(),
+                    t["taker"].encode(),
+                )
                 for t in trades
             ]
             answer = model.execute(trades)
@@ -228,7 +236,10 @@ def answers_are_the_models(log: Log, found: list[OrdersResult], seed: int) -> No
         assert [each.why.name for each in outcomes] == [each.why for each in expected], (seed, step.offset)
         for one, wanted in zip(outcomes, expected, strict=True):
             if wanted.status:
-                assert (one.status, one.filled, one.offset) == (wanted.status, wanted.filled, wanted.offset), (seed, step)
+                assert (one.status, one.filled, one.offset) == (wanted.status, wanted.filled, wanted.offset), (
+                    seed,
+                    step,
+                )
             if wanted.why == "NOT_HOLDING":
                 assert one.trades == wanted.trades[0]["index"], (seed, step.offset)
 
@@ -351,7 +362,11 @@ def test_ids_answer_once_and_resolve_is_final(tmp_path: Path) -> None:
         made = Operation(PLACE, name, 0, 0, b"S", b"", one, parse_decimal(quantity, "quantity"))
         return command(ORDERS, command_id("", key), [made.encode()])
 
-    apply(command(SYMBOL, command_id("", b"s"), [SymbolTerms("S", parse_decimal("1", ""), parse_decimal("1", "")).encode()]))
+    apply(
+        command(
+            SYMBOL, command_id("", b"s"), [SymbolTerms("S", parse_decimal("1", ""), parse_decimal("1", "")).encode()]
+        )
+    )
     first = apply(place(b"a", b"k1"))
     again = apply(place(b"a", b"k1"))
     assert again.again and (again.code, again.offset, again.outcomes) == (first.code, first.offset, first.outcomes)

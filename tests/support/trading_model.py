@@ -154,7 +154,12 @@ class TradingModel:
                 has = self.totals[each.account]
                 for asset, change in ((terms["base"], quantity), (terms["quote"], -cost)):
                     has[asset] = has.get(asset, Decimal(0)) + (change if each.buy else -change)
-        made = {"price": plain(maker.price), "quantity": plain(quantity), "maker": maker.identity, "taker": taker.identity}
+        made = {
+            "price": plain(maker.price),
+            "quantity": plain(quantity),
+            "maker": maker.identity,
+            "taker": taker.identity,
+        }
         self.trades.append((self.offset, maker.symbol, made))
         return made
 
@@ -164,7 +169,9 @@ class TradingModel:
         """How much of the order would be filled, and for how much: tried on a copy of the book."""
         tried, mine = TradingModel(), copy.copy(order)
         tried.symbols, tried.totals = self.symbols, {name: {} for name in self.totals}
-        tried.live = {(order.symbol, buy): [copy.copy(each) for each in self.side(order.symbol, buy)] for buy in (True, False)}
+        tried.live = {
+            (order.symbol, buy): [copy.copy(each) for each in self.side(order.symbol, buy)] for buy in (True, False)
+        }
         trades, _ = tried.match(mine)
         cost = sum((EXACT.multiply(Decimal(t["price"]), Decimal(t["quantity"])) for t in trades), Decimal(0))
         return mine.filled, cost
@@ -287,7 +294,12 @@ class TradingModel:
                     (bids if each.buy else asks).pop(0)
             assert maker.price is not None
             found.append(
-                {"price": plain(maker.price), "quantity": plain(quantity), "maker": maker.identity, "taker": taker.identity}
+                {
+                    "price": plain(maker.price),
+                    "quantity": plain(quantity),
+                    "maker": maker.identity,
+                    "taker": taker.identity,
+                }
             )
         return found
 
@@ -301,7 +313,8 @@ class TradingModel:
             if not expected or expected.pop(0) != trade:
                 return Answer("NOT_HOLDING", trades=[{"index": index}])
         made = [
-            self.trade(self.orders[each["maker"]], self.orders[each["taker"]], Decimal(each["quantity"])) for each in trades
+            self.trade(self.orders[each["maker"]], self.orders[each["taker"]], Decimal(each["quantity"]))
+            for each in trades
         ]
         return Answer("GOOD", offset=self.offset, trades=made)
 
