@@ -61,23 +61,13 @@ class BookRoutes:
     def operations(self) -> list[Route]:
         """The routes."""
         one_symbol, one_account, book = "/v1/symbols/{symbol}", "/v1/accounts/{id:any}", "/v1/books/{symbol}"
-        reads = (SYMBOL_PATH, CONSISTENCY)
+        name, one, reads = (SYMBOL_PATH,), (ACCOUNT_PATH,), (SYMBOL_PATH, CONSISTENCY)
         moved, late = {409: "The book has moved: the trades do not hold"}, {409: "What came after the id is gone"}
         held, nobody = {409: "Less than what open orders hold"}, {404: "No such account"}
         read, write, tag = "read", "write", _TAG
         return [
             Route("GET", "/v1/symbols", self.list_symbols, "All symbols", read, (CONSISTENCY,), tag=tag),
-            Route(
-                "PUT",
-                one_symbol,
-                self.put_symbol,
-                "Define a symbol",
-                write,
-                (SYMBOL_PATH,),
-                _SETTINGS,
-                _REFUSED,
-                tag=tag,
-            ),
+            Route("PUT", one_symbol, self.put_symbol, "Define a symbol", write, name, _SETTINGS, _REFUSED, tag=tag),
             Route("GET", one_symbol, self.get_symbol, "A symbol", read, reads, answers=_MISSING, tag=tag),
             Route(
                 "GET",
@@ -123,17 +113,8 @@ class BookRoutes:
                 moved,
                 tag=tag,
             ),
-            Route(
-                "PUT",
-                one_account,
-                self.put_account,
-                "Set an account's balances",
-                write,
-                (ACCOUNT_PATH,),
-                _BALANCES,
-                held,
-                tag=tag,
-            ),
+            Route("PUT", one_account, self.put_account, "Set balances", write, one, _BALANCES, held, tag=tag),
+            Route("GET", "/v1/books:digest", self.digest, "A hash of all books, equal at equal offsets", read, tag=tag),
             Route(
                 "GET",
                 one_account,
@@ -185,6 +166,10 @@ class BookRoutes:
             raise _no_symbol(name)
         body = {"symbol": name, "mode": view.mode, "bids": view.bids, "asks": view.asks}
         return reply(body | {"offset": view.next - 1, "time": view.time_ms})
+
+    async def digest(self, call: Call) -> Reply:
+        """Where this replica stands."""
+        return reply(trading_of(self._gateway, call, "read").describe())
 
     async def match(self, call: Call) -> Reply:
         """The trades that `execute` would take now; of a continuous book there are none."""
