@@ -18,6 +18,7 @@ from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_v
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.mirror import MirrorOptions, bench_mirror
+from streams.bench.orders import OrdersBench, bench_orders
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
 from streams.model.errors import BadInput, StreamsError
@@ -57,6 +58,7 @@ BENCHES: dict[str, Bench] = {
     "read": lambda _, say: bench_read(LatencyOptions(), say),
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
+    "orders": lambda _, say: bench_orders(OrdersBench(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 

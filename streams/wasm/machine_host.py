@@ -88,7 +88,7 @@ class MachineHost:
 
 def run_batch(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
     """Apply a batch on an instance. UdfTrap: the instance must not be used again."""
-    ptr, size = guest.put(_batch(commands))
+    ptr, size = guest.put(encode_batch(commands))
     asked, _ = guest.describe(guest.call("streams_prepare", ptr, size))
     keys, firsts = _asked(asked)
     if keys:
@@ -103,11 +103,12 @@ def run_batch(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows)
     status = 1
     while status:
         taken, status = guest.describe(guest.call("streams_take"))
-        changed += _taken(taken)
+        changed += taken_rows(taken)
     return Applied(results, changed)
 
 
-def _batch(commands: Sequence[LogCommand]) -> bytes:
+def encode_batch(commands: Sequence[LogCommand]) -> bytes:
+    """Commands as `streams_prepare` takes them."""
     n = len(commands)
     ends = np.cumsum([len(each.value) for each in commands], dtype=np.uint32)
     stamps = np.array([each.append_ms for each in commands], np.int64)
@@ -161,7 +162,8 @@ def encode_rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
     return head + b"".join(keys) + b"".join(row for row in rows if row is not None)
 
 
-def _taken(data: bytes) -> list[tuple[bytes, bytes | None]]:
+def taken_rows(data: bytes) -> list[tuple[bytes, bytes | None]]:
+    """The rows of an answer of `streams_take`; UdfTrap."""
     n = _count(data)
     key_ends, row_ends = _column(data, 4, n), _column(data, 4 + 4 * n, n)
     present = data[4 + 8 * n : 4 + 9 * n]
