@@ -1,5 +1,5 @@
-"""The `orders` bench: the order book's machine alone, without Kafka or HTTP, beside a good book in Python; and how long a
-restart with a large book takes."""
+"""The `orders` bench: the order book's machine alone, without Kafka or HTTP, beside a good book in Python; and how long
+a restart with a large book takes."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def symbol_command() -> bytes:
 
 
 def run_machine(records: Sequence[bytes], options: OrdersBench) -> _Spent:
-    """Records through the machine, batch by batch, no id known from before; what Python does in between is not timed."""
+    """Records through the machine, batch by batch, no id known from before; what Python does is not timed."""
     cache, spent = ModuleCache(), _Spent()
     limits = Limits(memory_bytes=MEMORY_BYTES, deadline_s=60.0, output_bytes=OUTPUT_BYTES)
     guest = Guest(cache.load(builtin_module("order_book")), limits, cache.host)
@@ -150,8 +150,8 @@ def run_machine(records: Sequence[bytes], options: OrdersBench) -> _Spent:
 def _apply(guest: Guest, batch: Sequence[LogCommand], spent: _Spent) -> None:
     asked, _ = guest.describe(spent.timed(guest, "streams_prepare", *guest.put(encode_batch(batch))))
     count = int.from_bytes(asked[:4], "little")
-    ends = memoryview(asked)[4 : 4 + 4 * count].cast("I")
-    keys = [asked[4 + 8 * count + start : 4 + 8 * count + end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
+    ends, blob = memoryview(asked)[4 : 4 + 4 * count].cast("I"), asked[4 + 8 * count :]
+    keys = [blob[start:end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
     if keys:
         spent.timed(guest, "streams_load", *guest.put(encode_rows(keys, [None] * count)))
     guest.describe(spent.timed(guest, "streams_apply"))

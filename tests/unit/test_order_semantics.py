@@ -1,5 +1,6 @@
-"""What an order book does, case by case, on the real machine. The cases are those that the published suites of liquibook and
-exchange-core describe (order types, priority, cancelling, changing, depth), written anew; plus our own self-trade rules."""
+"""What an order book does, case by case, on the real machine. The cases are those that the published suites of
+liquibook and exchange-core describe (order types, priority, cancelling, changing, depth), written anew; then self-trade
+rules and funds."""
 
 from __future__ import annotations
 
