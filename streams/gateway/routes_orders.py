@@ -34,7 +34,7 @@ from streams.tabular.ipc import ArrowStream, decode
 
 KEYSPACE = "order"
 NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 512 << 10
 REJECTED_MAX = 1_000
 ORDER_ID = Param("id", "path", "The order's id", {"type": "string"})
 ANSWER = Param(
@@ -85,7 +85,7 @@ class OrderRoutes:
                 "POST",
                 "/v1/orders:batch",
                 self.place_many,
-                "Place many orders: up to 10,000 are one record of the log",
+                "Place many orders: up to 4,000 are one record of the log",
                 "write",
                 (ANSWER,),
                 many,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from streams.model.topology import Topology
@@ -14,12 +15,16 @@ from streams.sequencer.replica import Replica
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import ModuleCache
 
+BATCH_BYTES = 256 << 10
+
 
 class Trading:
     """One gateway's replica of the order books. For one event loop."""
 
     def __init__(self, topology: Topology, region: str, path: Path, options: SequencerOptions | None = None) -> None:
         self.home, self.topic = topology.home.name, topic_of(ORDERS_GROUP)
+        # An order costs microseconds here, a step of the event loop should not cost readers many milliseconds.
+        options = replace(options or SequencerOptions(), batch_bytes=BATCH_BYTES)
         self.state = OrdersStore(path / self.topic, self.topic, builtin_module("order_book"), ModuleCache())
         self.replica: Replica[OrdersResult] = Replica(
             ORDERS_GROUP, home_servers(topology, region), self.state, self.stepped, options

@@ -15,7 +15,7 @@ from enum import IntEnum
 from streams.model.errors import BadInput
 from streams.sequencer.commands import Code
 
-ORDERS_MAX = 10_000
+ORDERS_MAX = 4_000
 """Orders of one command, at most."""
 NAME_BYTES_MAX = 64
 DIGITS_MAX = 18

@@ -49,15 +49,14 @@ FEED_MS = 86_400_000
 """How long changes of levels are kept: a feed resumes from within it."""
 SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 16, 4_000
 _DEPTH, _MATCH = 1, 2
-PARTS_MAX = 1 << 16
+_SYMBOL_KIND = SYMBOL_PREFIX[1]
 
 
 @dataclass(frozen=True, slots=True)
 class OrdersStep:
-    """What a batch did: a result for each command, and the keys of rows that changed."""
+    """What a batch did: a result for each command."""
 
     results: list[OrdersResult]
-    keys: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +146,13 @@ class OrdersStore:
         except BaseException:
             self._machine.forget()  # it is ahead of what is on disk
             raise
+        if done.rows:
+            self.machine_state = decode_orders_state(done.rows[-1][1])  # the machine's own row is the last
         for key, row in done.rows:
-            if row is not None and key == META_KEY:
-                self.machine_state = decode_orders_state(row)
-            elif row is not None and key.startswith(SYMBOL_PREFIX):
+            if key[1] == _SYMBOL_KIND and row is not None:
                 found = symbol_row(row)
                 self._symbols[found.symbol] = found
-        return OrdersStep([decode_orders_result(each) for each in done.results], [key for key, _ in done.rows])
+        return OrdersStep([decode_orders_result(each) for each in done.results])
 
     # ---- reading
 

@@ -6,6 +6,7 @@ out, so its state may outgrow memory, and results do not depend on where batches
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -131,13 +132,13 @@ def _count(data: bytes) -> int:
 
 
 def _cut(data: bytes, at: int, ends: Sequence[int]) -> list[bytes]:
-    found, start = [], 0
-    for end in ends:
-        if end < start or at + end > len(data):
-            raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
-        found.append(data[at + start : at + end])
-        start = end
-    return found
+    if not ends:
+        return []
+    starts = [0, *ends[:-1]]
+    if at + ends[-1] > len(data) or any(map(operator.gt, starts, ends)):
+        raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
+    blob = data[at : at + ends[-1]]
+    return [blob[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _asked(data: bytes) -> tuple[list[bytes], list[int]]:
@@ -155,9 +156,9 @@ def _blobs(data: bytes, expected: int) -> list[bytes]:
 
 def encode_rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
     """Rows as `streams_load` and `streams_restore` take them."""
-    key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint32)
-    row_ends = np.cumsum([len(row or b"") for row in rows], dtype=np.uint32)
-    present = bytes(row is not None for row in rows)
+    key_ends = np.cumsum(list(map(len, keys)), dtype=np.uint32)
+    row_ends = np.cumsum([0 if row is None else len(row) for row in rows], dtype=np.uint32)
+    present = bytes([row is not None for row in rows])
     head = _U32.pack(len(keys)) + key_ends.tobytes() + row_ends.tobytes() + present
     return head + b"".join(keys) + b"".join(row for row in rows if row is not None)
 
@@ -169,6 +170,6 @@ def taken_rows(data: bytes) -> list[tuple[bytes, bytes | None]]:
     present = data[4 + 8 * n : 4 + 9 * n]
     keys = _cut(data, 4 + 9 * n, key_ends)
     rows = _cut(data, 4 + 9 * n + (key_ends[-1] if n else 0), row_ends)
-    if len(present) != n or any(not len(key) > 0 or key[0] == 0 for key in keys):
+    if len(present) != n or (keys and min(keys) < b"\x01"):
         raise UdfTrap("the machine changed a row without a key, or with the platform's own", TrapKind.MALFORMED)
     return [(key, row if is_there else None) for key, row, is_there in zip(keys, rows, present, strict=True)]

@@ -214,12 +214,20 @@ class TestGateway:
     gateway: Gateway
     app: GatewayApp
     sequencer: LocalReplica
-    orders: LocalOrders
+    books: LocalOrders | None
+
+    @property
+    def orders(self) -> LocalOrders:
+        """The order books' log."""
+        assert self.books is not None
+        return self.books
 
 
 @asynccontextmanager
-async def running_gateway(path: Path, options: GatewayOptions | None = None) -> AsyncIterator[TestGateway]:
-    """A gateway of us-east on a free port."""
+async def running_gateway(
+    path: Path, options: GatewayOptions | None = None, *, orders: bool = False
+) -> AsyncIterator[TestGateway]:
+    """A gateway of us-east on a free port; with `orders`, it has order books."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     topology = Topology((Region(REGIONS[0], "unused", url, port), Region(REGIONS[1], "unused", "http://127.0.0.1:1")))
@@ -237,10 +245,11 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         sequencer = LocalReplica(strong)
         gateway.strong = strong
         strong.replica = sequencer  # type: ignore[assignment]
-        trading = Trading(topology, REGIONS[0], path)
-        orders = LocalOrders(trading)
-        gateway.trading = trading
-        trading.replica = orders  # type: ignore[assignment]
+        trading = Trading(topology, REGIONS[0], path) if orders else None
+        books = None if trading is None else LocalOrders(trading)
+        if trading is not None:
+            gateway.trading = trading
+            trading.replica = books  # type: ignore[assignment]
         app = GatewayApp(gateway, schema_routes(definitions))
         server = HttpServer(app, port)
         await server.start()
@@ -249,11 +258,12 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         async with aiohttp.ClientSession(url) as http:
             try:
                 with patched:
-                    yield TestGateway(url, http, log, gateway, app, sequencer, orders)
+                    yield TestGateway(url, http, log, gateway, app, sequencer, books)
             finally:
                 gateway.closing.set()
                 await http.close()
                 await server.stop()
                 strong.close()
-                trading.close()
+                if trading is not None:
+                    trading.close()
                 await tables.close()

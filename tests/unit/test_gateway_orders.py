@@ -24,7 +24,7 @@ LINES = "application/x-ndjson"
 
 @pytest_asyncio.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[TestGateway]:
-    async with running_gateway(tmp_path, GatewayOptions(wait_s=0.3)) as found:
+    async with running_gateway(tmp_path, GatewayOptions(wait_s=0.3), orders=True) as found:
         for name, mode in (("AAPL", "continuous"), ("CALL", "call")):
             await answer(await found.http.put(f"/v1/symbols/{name}", json={"tick": "0.01", "lot": "1", "mode": mode}))
         yield found

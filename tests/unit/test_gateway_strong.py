@@ -211,7 +211,7 @@ async def test_bad_transactions(edge: TestGateway, body: object, status: int, fi
 
 
 async def test_what_strong_keyspaces_are_not_is_refused(edge: TestGateway) -> None:
-    await problem_of(await edge.http.put("/v1/kv/order:1", json={}), 400, "symbol")
+    await problem_of(await edge.http.put("/v1/kv/order:1", json={}), 409, "key")
     await problem_of(await edge.http.put("/v1/keyspaces/order", json={}), 409, "name")
     await problem_of(await edge.http.put("/v1/keyspaces/n", json={"consistency": "strong", "merge": "counter"}), 400)
     await problem_of(await edge.http.get("/v1/keyspaces/strong:subscribe"), 409, "keyspace")
