@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -47,6 +48,11 @@ def name_of(value: object, field: str) -> str:
     return value
 
 
+def is_name(value: str) -> bool:
+    """Whether it may be an order's id."""
+    return _NAME.match(value) is not None and not value.endswith(":replace")
+
+
 def symbol_of(value: object, field: str = "symbol") -> str:
     """A symbol or asset; BadInput."""
     if type(value) is not str or not _SYMBOL.match(value):
@@ -72,7 +78,15 @@ def _fields(body: object, known: set[str], what: str) -> dict[str, Any]:
 def _decimal(value: object, field: str) -> Fixed:
     if value is None:
         raise BadInput("is missing", field=field, fix='give a decimal in a text, such as "10.25"')
+    if type(value) is str:
+        return _known_decimal(value, field)
     return parse_decimal(f"{value:f}" if isinstance(value, Decimal) else value, field)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_decimal(text: str, field: str) -> Fixed:
+    """Prices and quantities come again and again."""
+    return parse_decimal(text, field)
 
 
 def placing(body: object, identity: str | None = None) -> Operation:

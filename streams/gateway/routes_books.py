@@ -9,9 +9,10 @@ from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation as Route
 from streams.gateway.event_stream import IDLE, RETRY, event, stream
 from streams.gateway.http import Call, Reply, reply
+from streams.gateway.order_batches import plain_trades
 from streams.gateway.order_bodies import balances_of, deals_of, name_of, refusal, symbol_of, terms_of
 from streams.gateway.params import CONSISTENCY, CURSOR, IntParam, Param
-from streams.gateway.routes_orders import KEYSPACE, fresh, plain_trades, trading_of
+from streams.gateway.routes_orders import KEYSPACE, fresh, trading_of
 from streams.gateway.routes_strong import asked_of, execute_on
 from streams.gateway.trading import Trading
 from streams.model.errors import BadInput, NotFound, Timeout

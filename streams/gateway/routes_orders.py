@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
 
 from streams.gateway.auth import authorize
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation as Route
 from streams.gateway.http import Call, Headers, Reply, reply
-from streams.gateway.order_bodies import batch_operation, name_of, order_json, placing, refusal, replacing
+from streams.gateway.order_batches import (
+    ARROW,
+    NDJSON,
+    BatchAnswer,
+    NoOrder,
+    changed_json,
+    made_by,
+    parse_batch,
+    plain_trades,
+)
+from streams.gateway.order_bodies import name_of, order_json, placing, refusal, replacing
 from streams.gateway.params import CONSISTENCY, Param
 from streams.gateway.routes_strong import Asked, asked_of, execute_on
 from streams.gateway.trading import Trading
-from streams.model.errors import BadInput, Conflict, NotFound, StreamsError
+from streams.model.errors import BadInput, Conflict
 from streams.model.keys import validate_key
 from streams.sequencer.commands import command_id
 from streams.sequencer.order_commands import (
     CANCEL,
     ORDERS,
-    ORDERS_MAX,
-    PLACE,
     Operation,
     OrderRow,
     OrdersResult,
     Outcome,
-    Trade,
     Why,
     command,
 )
 from streams.serde import parse_json
-from streams.tabular.ipc import ArrowStream, decode
 
 KEYSPACE = "order"
-NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
-CHUNK_BYTES = 512 << 10
-REJECTED_MAX = 1_000
 ORDER_ID = Param("id", "path", "The order's id", {"type": "string"})
 ANSWER = Param(
     "answer", "query", "`full` (default), or `summary`: counts, without the single orders", {"type": "string"}
 )
-_TRADE_FIELDS = ("price", "quantity", "maker", "taker")
 _BODY: dict[str, dict[str, object]] = {
     "application/json": {
         "type": "object",
@@ -144,23 +145,16 @@ class OrderRoutes:
         summary = ANSWER.text(call)
         if summary not in (None, "full", "summary"):
             raise BadInput("is unknown", field="answer", fix="use full or summary")
-        lines = await asyncio.to_thread(_parsed, call.content_type, await call.body())
-        asked, batch = asked_of(call), _Batch(trading, summary == "summary")
-        good: list[tuple[int, Operation, bytes]] = []
-        for number, line in lines:
-            if isinstance(line, StreamsError):
-                batch.refuse(number, line)
-            else:
-                good.append((number, line, line.encode()))
-        for index, chunk in enumerate(_chunks(good)):
-            name = (
-                asked.text.encode("latin-1") + b"" if index == 0 else asked.text.encode("latin-1") + b"\x00%d" % index
-            )
+        lines = await asyncio.to_thread(parse_batch, call.content_type, await call.body())
+        asked, batch = asked_of(call), BatchAnswer(trading.state, summary == "summary")
+        for number, error in lines.refused:
+            batch.refuse(number, error)
+        for index, (numbers, parts) in enumerate(lines.chunks()):
+            name = asked.text.encode("latin-1") + (b"\x00%d" % index if index else b"")
             part = Asked(asked.text, command_id(call.principal.name, name))
-            data = command(ORDERS, part.identity, [encoded for _, _, encoded in chunk])
-            result, _ = await execute_on(trading, part, data)
-            batch.take([(number, operation) for number, operation, _ in chunk], result)
-        return batch.answer()
+            result, _ = await execute_on(trading, part, command(ORDERS, part.identity, parts))
+            batch.take(numbers, parts, result)
+        return reply(batch.body())
 
 
 class OrderKeys:
@@ -209,12 +203,6 @@ class OrderKeys:
             )
 
 
-class NoOrder(NotFound):
-    """No such order. Its title is that of a key without a value."""
-
-    title = "no value"
-
-
 def trading_of(gateway: Gateway, call: Call, action: str) -> Trading:
     """The order books; Conflict when this gateway has none, Forbidden."""
     authorize(call.principal, KEYSPACE, action)
@@ -248,7 +236,7 @@ async def place_order(gateway: Gateway, call: Call, operation: Operation, key: s
     trading = trading_of(gateway, call, "write")
     result, outcome, headers = await one_outcome(trading, call, operation)
     gateway.metrics.events.labels(KEYSPACE).inc()
-    trades = trading.state.trades_of(operation.symbol.decode(), outcome.offset, operation.identity.decode())
+    trades = made_by(trading.state, operation, outcome)
     body = {"order": order_json(operation, outcome), "trades": plain_trades(trades), "offset": outcome.offset}
     body["timestamp"] = result.time_ms
     return reply(body if key is None else _as_put(gateway, call, trading, key, body), headers=headers)
@@ -258,7 +246,7 @@ async def cancel_order(gateway: Gateway, call: Call, identity: str, key: str | N
     """Cancel an order and answer it as it is left."""
     trading = trading_of(gateway, call, "write")
     result, outcome, headers = await one_outcome(trading, call, Operation(CANCEL, identity.encode()))
-    body = _changed(trading, identity, result, outcome)
+    body = changed_json(trading.state, identity, result, outcome)
     return reply(body if key is None else _as_put(gateway, call, trading, key, body), headers=headers)
 
 
@@ -280,134 +268,4 @@ def _as_put(gateway: Gateway, call: Call, trading: Trading, key: str, body: dict
 
 
 def _answer(trading: Trading, identity: str, result: OrdersResult, outcome: Outcome, headers: Headers) -> Reply:
-    return reply(_changed(trading, identity, result, outcome), headers=headers)
-
-
-def _changed(trading: Trading, identity: str, result: OrdersResult, outcome: Outcome) -> dict[str, object]:
-    """The order as this change left it, and the trades that the change made."""
-    row = trading.state.order(identity)
-    if row is None:
-        raise NoOrder(f"there is no order {identity}", field="id")
-    shown = row.to_json() | {"status": outcome.status, "filled": outcome.filled, "quantity": outcome.quantity}
-    if row.kind != "market":
-        shown["price"] = outcome.price
-    trades = plain_trades(trading.state.trades_of(row.symbol, result.offset, identity))
-    return {"order": shown, "trades": trades, "offset": result.offset, "timestamp": result.time_ms}
-
-
-def plain_trades(trades: Sequence[Trade]) -> list[Trade]:
-    """Trades with the four fields that say which they are."""
-    return [{name: trade[name] for name in _TRADE_FIELDS} for trade in trades]
-
-
-# ---- batches
-
-_Line = tuple[int, Operation | StreamsError]
-
-
-class _Batch:
-    """The answer to a batch as it grows."""
-
-    def __init__(self, trading: Trading, summary: bool) -> None:
-        self._trading, self._summary = trading, summary
-        self._accepted = self._rejected_count = self._trades_count = 0
-        self._rejected: list[dict[str, object]] = []
-        self._results: list[dict[str, object]] = []
-        self._offset = -1
-
-    def refuse(self, number: int, error: StreamsError, identity: str | None = None) -> None:
-        """A line was not taken."""
-        self._rejected_count += 1
-        if len(self._rejected) < REJECTED_MAX:
-            found: dict[str, object] = {"line": number, "reason": str(error), "field": error.field}
-            self._rejected.append(found | ({} if identity is None else {"id": identity}))
-
-    def take(self, lines: list[tuple[int, Operation]], result: OrdersResult) -> None:
-        """What a chunk did; a chunk told again answers what its orders answered first."""
-        self._offset = result.offset
-        made: dict[tuple[str, int], dict[str, list[Trade]]] = {}
-        for index, (number, operation) in enumerate(lines):
-            outcome = result.outcome(index) if index < len(result) else self._first(operation)
-            identity = operation.identity.decode()
-            if outcome is None:
-                self.refuse(number, Conflict("was not taken the first time", field="id"), identity)
-            elif outcome.why is not Why.GOOD:
-                self.refuse(number, refusal(outcome), identity)
-            else:
-                self._accepted += 1
-                if not self._summary:
-                    self._results.append(self._one(number, operation, outcome, result, made))
-
-    def _one(
-        self,
-        number: int,
-        operation: Operation,
-        outcome: Outcome,
-        result: OrdersResult,
-        made: dict[tuple[str, int], dict[str, list[Trade]]],
-    ) -> dict[str, object]:
-        identity = operation.identity.decode()
-        if operation.op != PLACE:
-            return {"line": number, **_changed(self._trading, identity, result, outcome)}
-        where = (operation.symbol.decode(), outcome.offset)
-        if where not in made:
-            by_taker = made[where] = {}
-            for trade in self._trading.state.trades_at(*where):
-                by_taker.setdefault(str(trade["taker"]), []).append(trade)
-        trades = plain_trades(made[where].get(identity, []))
-        return {"line": number, "order": order_json(operation, outcome), "trades": trades, "offset": outcome.offset}
-
-    def _first(self, operation: Operation) -> Outcome | None:
-        row = self._trading.state.order(operation.identity.decode())
-        if row is None:
-            return None
-        first = operation.op == PLACE
-        status, filled = (row.first_status, row.first_filled) if first else (row.status, row.filled)
-        return Outcome(Why.GOOD, status, row.price, row.quantity, filled, row.offset, 0)
-
-    def answer(self) -> Reply:
-        """The whole."""
-        body: dict[str, object] = {"accepted": self._accepted, "rejected": self._rejected}
-        body |= {"rejected_count": self._rejected_count, "offset": self._offset}
-        return reply(body if self._summary else body | {"results": self._results})
-
-
-def _parsed(content_type: str, body: bytes) -> list[_Line]:
-    if content_type in (NDJSON, "application/ndjson", "application/jsonl"):
-        lines = ((number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip())
-        return [(number, _operation(line)) for number, line in lines]
-    if content_type == "application/json":
-        rows = parse_json(body)
-        if type(rows) is not list:
-            raise BadInput("is no array of orders", field="body", fix=f"send an array, or {NDJSON}")
-    elif content_type == ARROW:
-        stream = ArrowStream()
-        rows = [row for piece in stream.feed(body) for part in decode(piece, ORDERS_MAX) for row in part.to_pylist()]
-        stream.finish()
-    else:
-        raise BadInput(
-            f"{content_type[:80]!r} is no batch format",
-            field="Content-Type",
-            fix=f"send {NDJSON}, application/json or {ARROW}",
-        )
-    return [(number, _operation(row)) for number, row in enumerate(rows, 1)]
-
-
-def _operation(row: object) -> Operation | StreamsError:
-    try:
-        return batch_operation(parse_json(row) if isinstance(row, bytes) else row)
-    except StreamsError as error:
-        return error
-
-
-def _chunks(lines: list[tuple[int, Operation, bytes]]) -> Iterator[list[tuple[int, Operation, bytes]]]:
-    held: list[tuple[int, Operation, bytes]] = []
-    size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line[2])
-        if len(held) == ORDERS_MAX or size >= CHUNK_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+    return reply(changed_json(trading.state, identity, result, outcome), headers=headers)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from streams.model.errors import BadInput
 from streams.sequencer.commands import Code
 
@@ -146,6 +148,14 @@ class Operation:
         )
 
 
+def decode_operation(data: bytes) -> Operation:
+    """The operation that `Operation.encode` wrote."""
+    op, side, kind, i, s, a, p, q, price, quantity = _OPERATION.unpack_from(data)
+    at = _OPERATION.size
+    names = data[at : at + i], data[at + i : at + i + s], data[at + i + s : at + i + s + a]
+    return Operation(op, names[0], side, kind, names[1], names[2], Fixed(price, p), Fixed(quantity, q))
+
+
 @dataclass(frozen=True, slots=True)
 class Deal:
     """A trade of a call book that is to be executed."""
@@ -277,6 +287,11 @@ class OrdersResult:
         return Outcome(
             Why(why), STATUSES[status], text_of(price, p), text_of(quantity, q), text_of(filled, q), offset, trades
         )
+
+    def refused(self) -> list[int]:
+        """Which outcomes are not GOOD."""
+        found: list[int] = np.flatnonzero(np.frombuffer(self.outcomes, np.uint8)[:: _OUTCOME.size]).tolist()
+        return found
 
     def __len__(self) -> int:
         """How many outcomes there are."""

@@ -47,7 +47,7 @@ KNOWN_MS = 30 * 86_400_000
 """How long, by the log's time, closed orders, trades and notes are kept. The machine was built with the same."""
 FEED_MS = 86_400_000
 """How long changes of levels are kept: a feed resumes from within it."""
-SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 16, 4_000
+SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 4_000
 _DEPTH, _MATCH = 1, 2
 _SYMBOL_KIND = SYMBOL_PREFIX[1]
 
@@ -95,6 +95,7 @@ class OrdersStore:
         self._symbols = {(found := symbol_row(row)).symbol: found for _, row in self.store.iterate(SYMBOL_PREFIX)}
         self._floor = int(self.store.meta(_FLOOR) or 0)
         self._sweep_at: dict[bytes, bytes | None] = {}
+        self._unswept = 0
 
     def _durable(self) -> Iterator[tuple[bytes, bytes]]:
         meta = self.store.get(META_KEY)
@@ -235,8 +236,11 @@ class OrdersStore:
     # ---- sweeping
 
     def _sweep(self, rows: int) -> list[tuple[bytes, bytes | None]]:
-        """Rows that are too old, found by walking on where the last walk ended, at most twice as fast as rows come."""
-        most = min(max(SWEEP_ROWS_MIN, rows), SWEEP_ROWS_MAX) // 4
+        """Rows that are too old, found by walking on where the last walk ended, as fast as rows come."""
+        self._unswept += rows
+        if self._unswept < SWEEP_ROWS_MIN:
+            return []
+        most, self._unswept = min(self._unswept, SWEEP_ROWS_MAX) // 4, 0
         dead: list[tuple[bytes, bytes | None]] = []
         for prefix, keep_ms in (
             (CLOSED_PREFIX, KNOWN_MS),
