@@ -18,6 +18,7 @@ from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_v
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.mirror import MirrorOptions, bench_mirror
+from streams.bench.orders import OrdersBench, bench_orders
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
 from streams.bench.strong import StrongOptions, bench_strong
@@ -63,6 +64,7 @@ BENCHES: dict[str, Bench] = {
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
     "strong": lambda request, say: bench_strong(request.strong(), say),
+    "orders": lambda _, say: bench_orders(OrdersBench(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 

@@ -16,6 +16,7 @@ from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
+from streams.client.trading import TradingCalls
 from streams.client.transport import CATCH_UP_S, Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.client.udfs import udf_form
@@ -39,7 +40,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient(StrongCalls):
+class AsyncClient(StrongCalls, TradingCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and

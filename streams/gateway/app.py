@@ -13,9 +13,11 @@ from streams.gateway.http import Call, Receive, Scope, Send, send_reply
 from streams.gateway.openapi import document
 from streams.gateway.problem import problem
 from streams.gateway.routes_batch import BatchRoutes
+from streams.gateway.routes_books import BookRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
+from streams.gateway.routes_orders import OrderRoutes
 from streams.gateway.routes_peers import PeerRoutes
 from streams.gateway.routes_route import RouteRoutes
 from streams.gateway.routes_streams import StreamRoutes
@@ -39,6 +41,8 @@ class GatewayApp:
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StrongRoutes(gateway).operations(),
+            *OrderRoutes(gateway).operations(),
+            *BookRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *PeerRoutes(gateway).operations(),
             *RouteRoutes(gateway).operations(),

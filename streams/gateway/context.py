@@ -17,6 +17,7 @@ from streams.gateway.peers import Peers
 from streams.gateway.ports import Catalogue, EventLog, Sequencer, Tables
 from streams.gateway.probes import Probes
 from streams.gateway.subscribers import StreamOptions, Subscribers
+from streams.gateway.trading import Trading
 from streams.gateway.udfs import UdfService
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
@@ -61,9 +62,8 @@ class Gateway:
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
     here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
-    sequencer, if there is one. `udfs`: those deployed. `started`: until then only open routes are served. `closing`
-    is set when the gateway
-    stops: streams end then.
+    sequencer, if there is one; `trading`: the order books. `udfs`: those deployed. `started`: until then only open
+    routes are served. `closing` is set when the gateway stops: streams end then.
     """
 
     topology: Topology
@@ -78,6 +78,7 @@ class Gateway:
     log_bytes: Callable[[], Awaitable[dict[str, int]]] = _no_logs
     purges: Callable[[], int] = int
     strong: Sequencer | None = None
+    trading: Trading | None = None
     started: bool = True
     udfs: UdfService | None = None
     clock: HybridClock = field(default_factory=HybridClock)

@@ -31,6 +31,7 @@ from streams.gateway.http_server import HttpServer
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
+from streams.gateway.trading import Trading
 from streams.gateway.udfs import UdfService, tell_supervisor
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
@@ -114,6 +115,7 @@ class GatewayServer:
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
         place = options.data / "gateway" / region.name
         self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
+        self.trading = Trading(topology, region.name, place, options.sequencer)
         self.purger = Purger(self.tables, self._emit_purge, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
@@ -144,6 +146,7 @@ class GatewayServer:
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
+        self.gateway.trading = self.trading
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
@@ -192,10 +195,12 @@ class GatewayServer:
         self.udfs.udfs.on_change(lambda _entries: self._follow_definitions())
         self.definitions.on_change(lambda _entries: self._follow_definitions())
         await self.strong.replica.start()
+        await self.trading.replica.start()
         await self.tail.start()
         await self._until("tables", lambda: self.tail.wait_ready(30.0))
         with contextlib.suppress(TimeoutError):  # a home region that is cut off stops no other region's start
             await asyncio.wait_for(self.strong.replica.caught_up.wait(), self._options.sequencer.wait_s)
+            await asyncio.wait_for(self.trading.replica.caught_up.wait(), self._options.sequencer.wait_s)
         self.gateway.started = True
         self._spawn(self.purger.run(), "purger")
         log.info("tables are caught up; serving")
@@ -327,12 +332,13 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
-        await self.strong.stop()
+        await asyncio.gather(self.strong.stop(), self.trading.stop())
         parts = (self.tail.stop, self.udfs.stop, self.producer.stop, self.definitions.stop, self._admin.stop)
         for part in (*parts, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()
         self.strong.close()
+        self.trading.close()
 
 
 def topology_of(options: ServerOptions) -> Topology:

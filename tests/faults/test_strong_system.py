@@ -9,7 +9,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,6 +23,7 @@ from tests.support.certificate import ILLEGAL, OK, check_faults, check_not_empty
 from tests.support.nemesis import PROGRESS, Nemesis
 from tests.support.polling import eventually
 from tests.support.strong_load import Doubled, LostAcks, StaleReads, StrongLoad, recorded
+from tests.support.trading_model import TradingModel, plain
 from tests.support.whole_system import FAR, HOME, PACE_S, WholeSystem
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -106,6 +109,76 @@ async def equal_states(system: WholeSystem) -> dict[str, object]:
 
     found: dict[str, object] = await eventually(equal, 30, every_s=0.1)
     return found
+
+
+SYMBOL = {"symbol": "KILL", "tick": Decimal("0.01"), "lot": Decimal(1), "mode": "continuous", "base": "KILL"}
+Placed = list[tuple[int, dict[str, Any], Any]]
+
+
+def random_order(rng: random.Random, identity: str) -> dict[str, Any]:
+    kind = rng.choices(("limit", "ioc", "fok", "market"), (7, 1, 1, 1))[0]
+    asked = {"id": identity, "symbol": "KILL", "side": rng.choice(("buy", "sell")), "type": kind}
+    asked["quantity"] = str(rng.randint(1, 9))
+    return asked if kind == "market" else asked | {"price": plain(Decimal(rng.randint(995, 1005)) / 100)}
+
+
+async def place(count: Count, edges: list[AsyncClient], asked: dict[str, Any], placed: Placed) -> None:
+    answer = await surely(count, edges, lambda edge: edge.place_order(**asked))
+    placed.append((answer["offset"], asked, answer))  # type: ignore[index]
+    count.done += 1
+
+
+async def books(system: WholeSystem) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = []
+    async with aiohttp.ClientSession() as http:
+        for region in (HOME, FAR):
+            async with http.get(f"{system.url(region)}/v1/books:digest") as answer:
+                found.append(await answer.json())
+    return found[0], found[1]
+
+
+async def test_orders_are_placed_once_and_matched_exactly_through_kills(system: WholeSystem) -> None:
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    rng, count, model, placed = random.Random(seed), Count(), TradingModel(), Placed()
+    async with both(system) as (home, far):
+        await home.put_symbol("KILL", tick="0.01", lot="1")
+        model.symbol(SYMBOL | {"quote": "USD", "accounts": "optional", "self_trade": "cancel_newest"})
+        for phase, victim in enumerate((f"gateway-{HOME}", f"gateway-{FAR}")):
+
+            async def trader(number: int, phase: int = phase) -> None:
+                edges = [home, far] if number % 2 else [far, home]
+                for index in range(40):
+                    await place(count, edges, random_order(rng, f"{phase}-{number}-{index}"), placed)
+
+            began, retried = count.done, count.retried
+            traders = [asyncio.create_task(trader(number)) for number in range(4)]
+            await eventually(lambda t=began + 20: count.done >= t, 60, every_s=0.005)
+            pid = system.kill(victim)
+            await asyncio.gather(*traders)
+            assert count.retried > retried, "the kill came too late"
+            await system.back(victim, pid, 90)
+        assert len({offset for offset, _, _ in placed}) == len(placed) == 320
+        for offset, asked, answer in sorted(placed, key=lambda each: each[0]):
+            model.offset = offset
+            wanted = model.place(asked)
+            assert (answer["order"]["status"], answer["order"]["filled"]) == (wanted.status, wanted.filled), asked
+            assert answer["trades"] == wanted.trades, asked
+        for edge in (home, far):
+            book = await edge.get_order_book("KILL", 100)
+            assert (book["bids"], book["asks"]) == model.book("KILL")
+            made = [(each["maker"], each["taker"], each["quantity"]) async for each in edge.trades("KILL")]
+            assert made == [(t["maker"], t["taker"], t["quantity"]) for _, _, t in model.trades] and made
+            for _, asked, _ in rng.sample(placed, 20):
+                row = await edge.get_order(asked["id"])
+                assert row is not None and row["order"]["filled"] == plain(model.orders[asked["id"]].filled)
+
+    async def equal() -> bool:
+        here, there = await books(system)
+        assert here == there
+        return True
+
+    await eventually(equal, 30, every_s=0.1)
 
 
 async def test_resolve_cancels_for_good_at_every_gateway(system: WholeSystem) -> None:
