@@ -10,11 +10,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
@@ -49,7 +50,7 @@ from streams.processing.topics import (
     follow_ttls,
 )
 from streams.sequencer.options import SequencerOptions
-from streams.serde import purge_value
+from streams.serde import purge_frames
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 from streams.wasm.admission import DeployCaps
@@ -114,7 +115,7 @@ class GatewayServer:
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
         place = options.data / "gateway" / region.name
         self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
-        self.purger = Purger(self.tables, self._emit_purge, options.purge)
+        self.purger = Purger(self.tables, self._emit_purges, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
         self.udfs = UdfService(
@@ -279,12 +280,15 @@ class GatewayServer:
         await self._follow_ttls()
         self._follow_definitions()
 
-    async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
-        gateway = self.gateway
-        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove, table=purge.table)
+    async def _emit_purges(self, keyspace: str, partition: int, purges: Sequence[tuple[bytes, Purge]]) -> int:
+        gateway, table = self.gateway, purges[0][1].table
+        given = [(key, each.generation, each.before_ms, each.last_hlc, each.remove) for key, each in purges]
+        frames = await asyncio.to_thread(purge_frames, given, table)
         headers = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
         topic = self.definitions.keyspace(keyspace).events_topic
-        await self.producer.put(topic, key, value, headers, partition)
+        partitions = np.full(len(frames), partition, np.int32)
+        sent = await self.producer.put_batch(topic, [(None, frame, headers) for frame in frames], partitions)
+        return sent.next_offsets()[partition]
 
     async def _unready(self) -> str | None:
         if not self.gateway.started:
