@@ -18,8 +18,9 @@ from streams.model.marker import CLAIM_KEY, InputPosition, Marker
 from streams.processing.commit import CommitOptions
 from streams.processing.outputs import outputs_of
 from streams.processing.partition_runner import PartitionRunner, RunnerOptions
-from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
+from streams.processing.partition_task import PartitionTask, TaskIdentity, TaskOptions, TaskState
 from streams.processing.ports import Decoded, LoadRows, Rejected, TaskPorts
+from streams.processing.position import PositionError, lost_are_expired
 from tests.support.polling import eventually
 from tests.support.processing_fakes import (
     BAD,
