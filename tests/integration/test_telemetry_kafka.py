@@ -26,6 +26,7 @@ from streams.model.errors import BadInput, NotFound
 from streams.model.token import Token
 from streams.serde import SchemaSet, load_builtin
 from tests.support.polling import eventually
+from tests.support.retention import raw_keys
 from tests.support.telemetry import DAY_MS, IDLE_MS, Reading, check_window, sessioned, slotted
 from tests.support.whole_system import FAR, HOME, WholeSystem, equal_digests, read_log
 
@@ -284,3 +285,56 @@ async def test_the_table_is_equal_in_both_regions_and_outlives_a_killed_worker(s
 
         await eventually(right, 30)
     await equal_digests(system, ("telemetry", "device"))
+
+
+async def test_what_has_expired_goes_from_reads_at_once_and_from_all_stores_of_both_regions(
+    system: WholeSystem,
+) -> None:
+    """TTLs by put, by row of a frame, by keyspace; the rows that further tables have made of them too."""
+    name, ttl_s, count = f"fleeting{time.time_ns()}", 6, 60
+    ids = range(count)
+    async with system.sessions() as (home, far):
+        await home.put_keyspace(name, partitions=1, ttl=ttl_s)
+        await eventually(lambda: far.get_json(f"/v1/keyspaces/{name}"), 30)
+        ends_ms = []
+        for region, edge in ((HOME, home), (FAR, far)):
+            alive = [f"kv:{name}-{region}-long-{each}" for each in ids]
+            mixed = [key for each in ids for key in (alive[each], f"kv:{name}-{region}-short-{each}")]
+            await edge.put_many("kv", {"key": mixed, "value": ["v"] * len(mixed), "ttl": [3_600, ttl_s] * count})
+            await edge.put_many(name, {"key": [f"{name}:{region}-{each}" for each in ids], "value": [1] * count})
+            devices = [key_of(f"{name}-{region}-{each}") for each in ids]
+            readings = {"key": devices, "metric": [name] * count, "value": np.arange(count) * 1.0}
+            await edge.put_many("device", {**readings, "ttl": [ttl_s] * count})
+            receipt = await edge.put(f"kv:{name}-{region}-one", 1, ttl=ttl_s)
+            ends_ms.append(receipt.timestamp + ttl_s * 1_000)
+        for edge, other in ((home, far), (far, home)):
+            edge.observe(other.token)
+        seen = [await seen_of(edge, name) for edge in (home, far)]
+        in_time = time.time_ns() / 1e6 < min(ends_ms) - 1_000
+        assert not in_time or seen == [{"kv": 4 * count + 2, name: 2 * count, "device": 2 * count}] * 2, seen
+        await eventually(lambda: time.time_ns() / 1e6 > max(ends_ms), ttl_s + 5)
+        left = [await seen_of(edge, name) for edge in (home, far)]
+        assert left == [{"kv": 2 * count, name: 0, "device": 0}] * 2, left
+        for region in (HOME, FAR):
+            found = await home.aggregate_telemetry(f"iot:region:{region}", 60, metric=name)
+            assert not found.windows
+    assert in_time, "this machine was too slow to see them alive"
+    for table, rows in {"kv": 2 * count, name: 0, "device": 0, "telemetry": 0, "anomaly": 0}.items():
+        await eventually(lambda table=table, rows=rows: stores_hold(system, table, name, rows), 90, every_s=0.5)
+    await equal_digests(system, ("kv", name, "device", "telemetry", "anomaly"))
+
+
+async def seen_of(edge: AsyncClient, name: str) -> dict[str, int]:
+    """How many rows of this test a gateway shows."""
+    prefixes = {"kv": f"kv:{name}", name: f"{name}:", "device": f"device:{name}"}
+    return {table: len([row async for row in edge.scan(table, prefix=at)]) for table, at in prefixes.items()}
+
+
+def stores_hold(system: WholeSystem, table: str, name: str, rows: int) -> bool:
+    """Whether each region's worker holds half of so many of this test's rows, and each gateway both halves."""
+    for region in (HOME, FAR):
+        worker = [system.data / "worker" / region / "builtin" / table]
+        gateway = [system.data / "gateway" / region / table / origin for origin in (HOME, FAR)]
+        found = [len(raw_keys(places, name.encode())) for places in (worker, gateway)]
+        assert found == [rows // 2, rows], (region, table, found)
+    return True
