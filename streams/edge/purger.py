@@ -238,7 +238,9 @@ class Purger:
             log.info("purges of %s are not folded yet: %s", name, late)
         for where in ends:
             if self._is_behind(name, where):
-                self._again(name, (key for key, _ in found[where.topic.removeprefix("events."), where.partition]), now_ms)
+                self._again(
+                    name, (key for key, _ in found[where.topic.removeprefix("events."), where.partition]), now_ms
+                )
         return sent
 
     def _is_behind(self, table: str, where: Input) -> bool:

@@ -19,8 +19,8 @@ from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
 from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
-from streams.processing.position import after, start_of
 from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StorePort, TaskPorts
+from streams.processing.position import after, start_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

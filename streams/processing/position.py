@@ -58,8 +58,8 @@ def after(table: str, input_key: str, position: int, log_start: int, *, expired:
             "local copy: the table is built anew, of what the log still holds",
         )
     log.error(
-        "%s. They were older than the keyspace's TTL and have expired, but for puts that had a longer TTL of their own: "
-        "those are lost. Going on from %d",
+        "%s. They were older than the keyspace's TTL and have expired, but for puts that had a longer TTL of their "
+        "own: those are lost. Going on from %d",
         lost,
         log_start,
     )

@@ -108,7 +108,7 @@ def _are_purges_of(batch: Batch, purges: Array, table: FoldTable) -> Array:
     ends = ends[purges]
     ids = values[starts[:, None] + np.arange(1, 5)]
     named = (ids == np.frombuffer(load_builtin()[TABLE_PURGE].id.to_bytes(4, "big"), np.uint8)).all(axis=1)
-    # The name is the body's last field, after a boolean: no byte of a name is that small, so none is a longer one's end.
+    # The name is the body's last field, after a boolean. No byte of a name is so small: none is a longer one's end.
     name = table.name.encode()
     end = np.frombuffer(_zigzag(len(name)) + name, np.uint8)
     at = np.maximum(ends - len(end), 1)

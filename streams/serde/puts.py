@@ -97,7 +97,9 @@ def purge_frames(purges: Sequence[tuple[bytes, int, int, int, bool]], table: str
     if table:
         value["table"] = Dictionary([table], np.zeros(len(keys), np.int64))
     schema = load_builtin()[TABLE_PURGE if table else PURGE]
-    frames = encode_frames(Columns(keys, value), schema, lambda _blob, starts, _lengths: np.zeros(len(starts), np.int32))
+    frames = encode_frames(
+        Columns(keys, value), schema, lambda _blob, starts, _lengths: np.zeros(len(starts), np.int32)
+    )
     return [frame.value for frame in frames]
 
 

@@ -64,9 +64,7 @@ async def has_committed(broker: str, table: str, source: tuple[str, int]) -> boo
     return state.next_of(source[1], f"{source[0]}/{source[1]}") >= end
 
 
-async def test_what_has_expired_is_passed_over_and_what_has_not_is_an_error(
-    kafka: KafkaServer, tmp_path: Path
-) -> None:
+async def test_what_has_expired_is_passed_over_and_what_has_not_is_an_error(kafka: KafkaServer, tmp_path: Path) -> None:
     broker, port = kafka.bootstrap_servers, free_port()
     await fresh_topics(broker)
     worker = WorkerProcess(tmp_path, broker, arguments=("--metrics-port", str(port)))
