@@ -29,6 +29,7 @@ from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
+from streams.gateway.mirrored import tell_mirror
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
@@ -231,6 +232,7 @@ class GatewayServer:
             self._spawn(self.tables.retire(gone), "retired tables")
         self.tables.set_tables([*folded, *self.udfs.specs()])
         tell_supervisor(self._options.data, self.gateway.region.name, list(self.udfs.udfs.live))
+        tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
         if new and self.gateway.started:
             self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)

@@ -58,7 +58,7 @@ class OneRegion(SmallSystem):
         return any(row["name"] == f"{kind}-{REGION}" and row["state"] in alive and row["pid"] for row in rows)
 
     async def kill(self, kind: str) -> None:
-        """SIGKILL the region's process of a kind once there is one, and wait for its successor, which need not serve."""
+        """SIGKILL the region's process of a kind once there is one, and wait for its successor; it need not serve."""
         await eventually(lambda: self.runs(kind), RECOVERY_S, every_s=0.1)
         pid = self.now().pids[f"{kind}-{REGION}"]
         os.kill(pid, signal.SIGKILL)

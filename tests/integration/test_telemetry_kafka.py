@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 
 from streams.client import AsyncClient, TelemetryWindows, connect, connect_sync
+from streams.kafka.admin import Admin
 from streams.model.errors import BadInput, NotFound
 from streams.model.token import Token
 from streams.serde import SchemaSet, load_builtin
@@ -346,3 +347,26 @@ def stores_hold(system: WholeSystem, table: str, name: str, rows: int) -> bool:
         found = [len(raw_keys(places, name.encode())) for places in (worker, gateway)]
         assert found == [rows // 2, rows], (region, table, found)
     return True
+
+
+async def test_a_keyspace_may_have_its_events_mirrored(system: WholeSystem) -> None:
+    name = f"whole{time.time_ns()}"
+    async with system.sessions() as (home, far):
+        await home.put_keyspace(name, partitions=1)
+        first = await home.put(f"{name}:a", 1)
+        await home.put_keyspace(name, partitions=1, mirror="events")
+        await eventually(lambda: far.get_json(f"/v1/keyspaces/{name}"), 30)
+        await home.put(f"{name}:b", 2)
+
+    async def mirrored() -> bool:
+        async with Admin(system.kafka(FAR)) as admin:
+            assert await admin.topics([f"{HOME}.events.{name}"]), "there is no such topic yet"
+        there = await read_log(system.kafka(FAR), f"{HOME}.events.{name}")
+        here = await read_log(system.kafka(HOME), f"events.{name}")
+        assert [(each.key, each.value) for each in there] == [(each.key, each.value) for each in here]
+        assert [each.timestamp for each in there][:1] == [first.timestamp], "retention goes by the time of put"
+        return len(there) == 2
+
+    await eventually(mirrored, 90, every_s=0.5)
+    async with Admin(system.kafka(FAR)) as admin:
+        assert set(await admin.topics([f"{HOME}.events.device"])) == set(), "other keyspaces' events stay"
