@@ -10,11 +10,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
@@ -28,6 +29,7 @@ from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
+from streams.gateway.mirrored import tell_mirror
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
@@ -50,7 +52,7 @@ from streams.processing.topics import (
     follow_ttls,
 )
 from streams.sequencer.options import SequencerOptions
-from streams.serde import purge_value
+from streams.serde import purge_frames
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 from streams.wasm.admission import DeployCaps
@@ -116,7 +118,7 @@ class GatewayServer:
         place = options.data / "gateway" / region.name
         self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
         self.trading = Trading(topology, region.name, place, options.sequencer)
-        self.purger = Purger(self.tables, self._emit_purge, options.purge)
+        self.purger = Purger(self.tables, self._emit_purges, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
         self.udfs = UdfService(
@@ -235,6 +237,7 @@ class GatewayServer:
             self._spawn(self.tables.retire(gone), "retired tables")
         self.tables.set_tables([*folded, *self.udfs.specs()])
         tell_supervisor(self._options.data, self.gateway.region.name, list(self.udfs.udfs.live))
+        tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
         if new and self.gateway.started:
             self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)
@@ -284,12 +287,15 @@ class GatewayServer:
         await self._follow_ttls()
         self._follow_definitions()
 
-    async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
-        gateway = self.gateway
-        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove, table=purge.table)
+    async def _emit_purges(self, keyspace: str, partition: int, purges: Sequence[tuple[bytes, Purge]]) -> int:
+        gateway, table = self.gateway, purges[0][1].table
+        given = [(key, each.generation, each.before_ms, each.last_hlc, each.remove) for key, each in purges]
+        frames = await asyncio.to_thread(purge_frames, given, table)
         headers = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
         topic = self.definitions.keyspace(keyspace).events_topic
-        await self.producer.put(topic, key, value, headers, partition)
+        partitions = np.full(len(frames), partition, np.int32)
+        sent = await self.producer.put_batch(topic, [(None, frame, headers) for frame in frames], partitions)
+        return sent.next_offsets()[partition]
 
     async def _unready(self) -> str | None:
         if not self.gateway.started:

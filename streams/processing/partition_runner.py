@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from streams.kafka.errors import Fenced
 from streams.model.errors import StreamsError
-from streams.processing.partition_task import PartitionTask, PositionError, TaskStats
+from streams.processing.partition_task import PartitionTask, TaskStats
 from streams.processing.ports import RunPort
+from streams.processing.position import PositionError
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
 from streams.processing.ports import TaskPorts
+from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
@@ -91,6 +92,7 @@ class PartitionFactory:
             self.owner,
             options.region,
             table.outputs,
+            lost_are_expired(table, deployed=deployed is not None),
         )
         writer = TransactionalWriter(self.link, f"{table.name}/{changelog.partition}", _WRITER)
         path = options.directory / table.name / str(changelog.partition)
@@ -131,7 +133,7 @@ class Worker:
         self._code = catalog.deployed
         self._well_s = time.monotonic()
         self._stop = asyncio.Event()
-        handlers = Handlers(self._dispatch, self._assign, self._revoke)
+        handlers = Handlers(self._dispatch, self._assign, self._revoke, self._cut)
         group = GroupOptions(
             options.group, options.bootstrap_servers, options.session_s, max(0.3, options.session_s / 3)
         )
@@ -182,6 +184,13 @@ class Worker:
             self._watchdog.forget(runner.name)
         await asyncio.gather(*(runner.close(self.options.close_s) for runner in leaving))
         log.info("revoked: %s", ", ".join(sorted(runner.name for runner in leaving)) or "nothing")
+
+    def _cut(self, tps: frozenset[TP]) -> None:
+        """Retention has overtaken the reading of these: their tasks look at the log anew, and go on or say why not."""
+        for tp in tps & self._inputs.keys():
+            log.error("%s/%d: retention has removed what was to be read next", tp.topic, tp.partition)
+            for runner in list(self._inputs[tp].runners.values()):
+                runner.restart()
 
     # ---- the process
 
@@ -287,7 +296,7 @@ class Worker:
         committed = task.committed_position if task is not None else -1
         if task is not None:
             task.observe_end(asked_at_ms, end)
-        excused = runner.state != "running" or rewound
+        excused = runner.state != "running" or rewound or (task is not None and task.working)
         verdict = self._watchdog.judge(runner.name, committed, end, time.monotonic(), excused=excused)
         if verdict is Verdict.RESTART:
             log.error("watchdog: %s stands at %d of %d, restarting it", runner.name, committed, end)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -19,6 +20,13 @@ from streams.region.kafka_server import MAX_MESSAGE_BYTES, replicas_of, start_fa
 from streams.region.processes import free_ports, kill_group, spawn, stop, wait_until
 
 MIRRORED_TOPICS = r"table\..*|definitions|udfs|gateways|udf-states"
+
+
+def mirrored_topics(keyspaces: Iterable[str] = ()) -> str:
+    """The regular expression of what is mirrored; of these keyspaces the raw events too (`mirror: events`)."""
+    return "|".join([MIRRORED_TOPICS, *(re.escape(f"events.{name}") for name in sorted(keyspaces))])
+
+
 #: MirrorMaker logs one of these and goes on running without mirroring, so its supervisor must restart it.
 FATAL_LINES = ("will not recover until manually restarted", "Failed to configure MirrorSourceConnector")
 

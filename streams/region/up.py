@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
@@ -30,6 +31,7 @@ from streams.region.deployed import DeployedWorkers, udf_process
 from streams.region.java import JvmOptions
 from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
+from streams.region.mirrored import MirroredEvents
 from streams.region.paths import data_dir
 from streams.region.plan import CLUSTER_ID, brokers_of, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
@@ -38,6 +40,7 @@ from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, RestartPolicy, Supervisor
 
 LOCK_NAME = "supervisor.lock"
+MIRROR = "mirror"
 WORKER_GRACE_S = 1.5  # a worker that lives so long has started; that its tables are served, the gateways' /readyz says
 Say = Callable[[str], None]
 RegionCommand = Callable[[Path, Region], Sequence[str]]
@@ -90,11 +93,11 @@ def process_env() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONUNBUFFERED": "1"}
 
 
-def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
+def specs(options: UpOptions, topology: Topology, mirrored: MirroredEvents | None = None) -> list[ProcessSpec]:
     """The processes of a system: brokers (phase 0), then mirror, workers and gateways together (phase 1)."""
     found = [spec for region in topology.regions for spec in _kafka_specs(options, region)]
     if len(topology.regions) > 1:
-        found.append(_mirror_spec(options, topology))
+        found.append(_mirror_spec(options, topology, mirrored or MirroredEvents(options.data, topology.names)))
     for region in topology.regions:
         if options.worker is not None:
             found.append(_python_spec(options, region, "worker", options.worker))
@@ -146,17 +149,19 @@ def _kafka_spec(kafka: KafkaOptions, region: Region) -> ProcessSpec:
     )
 
 
-def _mirror_spec(options: UpOptions, topology: Topology) -> ProcessSpec:
+def _mirror_spec(options: UpOptions, topology: Topology, mirrored: MirroredEvents) -> ProcessSpec:
     log_file = options.data / "logs" / "mirror.log"
     port = 0
 
     def command() -> list[str]:
         nonlocal port
         port = free_ports(1)[0]
-        return mirror_maker.mirror_command(MirrorOptions(options.data / "mirror", log_file, port, topology.regions))
+        topics = mirror_maker.mirrored_topics(mirrored.names())
+        mirror = MirrorOptions(options.data / "mirror", log_file, port, topology.regions, topics)
+        return mirror_maker.mirror_command(mirror)
 
     return ProcessSpec(
-        name="mirror",
+        name=MIRROR,
         command=command,
         log_file=log_file,
         is_ready=lambda: mirror_maker.is_ready(port),
@@ -239,7 +244,8 @@ async def _run(options: UpOptions, say: Say) -> None:
     await _prepare_fast_starts(say, stop_asked)
     ports = PortLocks()  # claims last as long as this function's frame: until everything has stopped
     topology = plan(options.data, options.regions, ports.claim, options.brokers)
-    supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
+    mirrored = MirroredEvents(options.data, topology.names)
+    supervisor = Supervisor(options.data, specs(options, topology, mirrored), facts={"data": str(options.data)})
     supervisor.on_change = _narrator(say, supervisor)
 
     async def prepare() -> None:
@@ -249,7 +255,7 @@ async def _run(options: UpOptions, say: Say) -> None:
 
     starting = asyncio.create_task(supervisor.start({0: prepare}))
     stopping = asyncio.create_task(stop_asked.wait())
-    following: asyncio.Task[None] | None = None
+    following: asyncio.Future[Any] | None = None
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and not stop_asked.is_set():
@@ -257,7 +263,10 @@ async def _run(options: UpOptions, say: Say) -> None:
             for region in topology.regions:
                 say(f"{region.name}  gateway {region.gateway_url}  kafka {region.bootstrap_servers}")
             say(f"ready ({time.monotonic() - started:.1f} s)")
-            following = asyncio.create_task(_follow_udfs(options, topology, supervisor))
+            followers = [_follow_udfs(options, topology, supervisor)]
+            if len(topology.regions) > 1:
+                followers.append(mirrored.run(supervisor, MIRROR, say))
+            following = asyncio.gather(*followers)
             await _serve(options, topology, stopping)
     finally:
         if following is not None:
