@@ -4,7 +4,8 @@
  * keys includes this file and exports `streams_prepare` and `streams_fold` itself (telemetry/, anomaly/).
  * With STREAMS_NATIVE defined, a cell's payload is kept as the module likes it (`cell.payload.heap`, NULL when new), through
  * four functions that the module defines:
- *     streams_native_size(row, native), streams_native_write(row, native, to) -> length, streams_native_free(native),
+ *     streams_native_size(row, native) -> at most so many bytes, streams_native_write(row, native, to) -> length,
+ *     streams_native_free(native),
  *     streams_native_read(row, &native, from, len) -> 0 = good. */
 #ifndef STREAMS_ROWS_H
 #define STREAMS_ROWS_H
@@ -534,7 +535,7 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   if (!streams_dirty_n) streams_evict_listed();
   streams_round_ptr = 0; /* what was prepared may have lost rows */
 #endif
-  return streams_answer(out, len, streams_dirty_n ? 1 : 0);
+  return streams_answer(out, (uint32_t)(row - out), streams_dirty_n ? 1 : 0);
 }
 
 #ifdef STREAMS_OUTPUTS
