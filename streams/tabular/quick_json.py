@@ -48,7 +48,9 @@ class ColumnReader:
         if columns["key"].null_count or value.null_count:
             return None
         names = [field.name for field in value.type]
-        columns |= {name: cells for name, cells in zip(names, value.flatten(), strict=True) if name not in _FIELDS - {"value"}}
+        columns |= {
+            name: cells for name, cells in zip(names, value.flatten(), strict=True) if name not in _FIELDS - {"value"}
+        }
         if len(columns) != len(names) + 1:
             return None  # a field of the value is called key or ttl
         ttl = found.column("ttl").combine_chunks() if "ttl" in found.schema.names else None
@@ -59,7 +61,11 @@ class ColumnReader:
         fields, ttl = kinds
         for number in (pa.int64(), pa.float64()):
             typed = [(name, number if kind == pa.int64() else kind) for name, kind in fields.items()]
-            schema = [("key", pa.large_string()), ("value", pa.struct(typed)), *([("ttl", ttl)] if ttl is not None else [])]
+            schema = [
+                ("key", pa.large_string()),
+                ("value", pa.struct(typed)),
+                *([("ttl", ttl)] if ttl is not None else []),
+            ]
             try:
                 found = arrow_json.read_json(
                     pa.BufferReader(block),

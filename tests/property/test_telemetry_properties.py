@@ -172,7 +172,20 @@ def test_rows_of_the_version_before_are_read_and_written_anew() -> None:
     mixed = [row if i % 2 else half.rows[segments[i]] for i, row in enumerate(old)]
     mixed_panes = decode_segments(mixed, series, BASE_MS)
     order = np.argsort(mixed_panes.series * 1_000 + mixed_panes.slot % 1_000)
-    for name in ("series", "slot", "first_ms", "last_ms", "count", "sum", "min", "max", "m2", "sizes", "index", "weight"):
+    for name in (
+        "series",
+        "slot",
+        "first_ms",
+        "last_ms",
+        "count",
+        "sum",
+        "min",
+        "max",
+        "m2",
+        "sizes",
+        "index",
+        "weight",
+    ):
         assert np.array_equal(getattr(new_panes, name), getattr(old_panes, name)), name
         assert np.array_equal(getattr(mixed_panes.taken(order), name), getattr(new_panes, name)), name
     table = Table()

@@ -18,7 +18,9 @@ def run_of(*sizes: list[int], base: int = 10, skip: int = 0, end_gap: int = 0) -
     """A run with a batch for each list of value sizes; its position is `skip` records inside the first."""
     batches, at = [], base
     for values in sizes:
-        (batch,) = encode_batches([(None, b"x" * size, ()) for size in values], ProducerState(-1, -1, False), 0, 1 << 30)
+        (batch,) = encode_batches(
+            [(None, b"x" * size, ()) for size in values], ProducerState(-1, -1, False), 0, 1 << 30
+        )
         batches.append(at.to_bytes(8, "big") + batch.data[8:])
         at += len(values)
     return Run("events.score", 1, base + skip, at + end_gap, tuple(batches), at + 100, 7)

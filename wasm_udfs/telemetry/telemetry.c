@@ -648,7 +648,8 @@ typedef struct { uint32_t n, in_order; } chunk;
 typedef struct { device *device; series *series; metric *metric; uint32_t group; } found_put;
 
 static streams_row late_row = {.known = 1}; /* in a log entry: the reading was late */
-static struct { logged *log; put *puts; moment *moments; chunk *chunks; uint32_t n_moments; } plan;
+/* by_id: the device of each key id of the batch, as far as it is known; NULL when the batch has none. */
+static struct { logged *log; put *puts; moment *moments; chunk *chunks; device **by_id; uint32_t n_moments; } plan;
 static found_put found[CHUNK];
 static uint32_t group_sizes[CHUNK], n_groups, chunk_id;
 
@@ -697,7 +698,9 @@ static uint32_t new_group(device *d) {
 
 /* Whether the put will be folded; else at->bad says why it is refused. */
 STREAMS_INLINE int prepare_put(const streams_batch *b, const streams_event *e, logged *at, found_put *to) {
-  device *d = find_device(e->key, e->key_len);
+  device **known = plan.by_id ? &plan.by_id[streams_get32(b->key_id + 4 * e->index)] : 0;
+  device *d = known && *known ? *known : find_device(e->key, e->key_len);
+  if (known) *known = d;
   metric *m = d->metric;
   at->region = 0;
   if (!is_metric(m, e->value, e->value_len)) {
@@ -785,6 +788,7 @@ STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p
   plan.puts = streams_scratch(b.n * sizeof *plan.puts);
   plan.moments = streams_scratch(b.n * sizeof *plan.moments);
   plan.chunks = streams_scratch((b.n / CHUNK + 1) * sizeof *plan.chunks);
+  plan.by_id = streams_by_key_id(&b);
   plan.n_moments = 0;
   streams_ask_begin(3 * b.n);
   for (uint32_t at = 0; at < b.n; at += CHUNK) prepare_chunk(&b, &plan.chunks[at / CHUNK], at, b.n - at < CHUNK ? b.n - at : CHUNK);
