@@ -1,4 +1,4 @@
-"""How a long-running process manages its memory: few malloc arenas, freed memory given back, rare garbage collections."""
+"""A long-running process' memory: few malloc arenas, freed memory given back, rare garbage collections."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ def bound_malloc() -> bool:
 
     By default every thread gets an arena of its own, and the size from which blocks are mapped on their own (and given
     back when freed) grows to 32 MiB with use: what threads free then stays with the process, in pieces. Here there are
-    `ARENAS`, blocks of `MMAP_FROM_BYTES` are always mapped, and an arena's free end is given back from `TRIM_FROM_BYTES`.
+    `ARENAS`, blocks of `MMAP_FROM_BYTES` are always mapped, and the free end of the main arena is given back when it
+    is larger than `TRIM_FROM_BYTES`.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     settings = ((_M_ARENA_MAX, ARENAS), (_M_MMAP_THRESHOLD, MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, TRIM_FROM_BYTES))
-    return all([mallopt(which, value) == 1 for which, value in settings])
+    done = [mallopt(which, value) == 1 for which, value in settings]
+    return all(done)
 
 
 def calm_collector() -> None:
     """What is alive now (modules, classes, tables' definitions) is never looked at again by the garbage collector, and
-    it looks seldom: rows and records come by the ten thousand, short-lived and without cycles, and looking at them costs as
-    much as making them.
+    it looks seldom: rows and records come by the ten thousand, short-lived and without cycles, and looking at them
+    costs as much as making them.
 
     Call it once, when the process has started.
     """

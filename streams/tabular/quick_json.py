@@ -1,4 +1,4 @@
-"""NDJSON blocks whose lines are alike, read in columns by Arrow: no Python object for a cell. Doubtful ones are not read."""
+"""NDJSON blocks whose lines are alike, read in columns by Arrow, without a Python object for each cell."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FIELDS = {"key", "value", "ttl"}
 
 
 class ColumnReader:
-    """Reads the blocks of one body. A block is read when all its lines are one object each, `{"key", "value", "ttl"?}` with
-    a flat object as value, of the fields and types that its first lines have; what Arrow reads otherwise than
+    """Reads the blocks of one body. A block is read when all its lines are one object each, `{"key", "value", "ttl"?}`
+    with a flat object as value, of the fields and types that its first lines have; what Arrow reads otherwise than
     `parse_json` (NaN, -0, duplicate names, several objects in a line) is left to others.
     """
 
@@ -110,7 +110,7 @@ class ColumnRows(ArrowRows):
         return found, right & (np.abs(found) < EXACT_MAX)
 
     def only(self, names: Sequence[str]) -> Array:
-        """Which rows have no other fields; of one that has no such cell, it is not known whether it has a null there."""
+        """Which rows have no other fields; where there is another column, no cell may be a null, which is a field."""
         return np.full(len(self.numbers), self._columns.keys() <= set(names))
 
     def bodies(self, rows: Array) -> list[object]:

@@ -26,7 +26,8 @@ READING = '{"key":"device:x:telemetry","value":{"metric":"temp","value":%s,"time
 ODD = [
     *(READING % (value, NOW_MS) for value in (
         "5", "-0", "-0.0", "0", "1e5", "1E+2", "1e400", "-1e308", "9007199254740993", "9007199254740993.0", "2e53",
-        "123456789012345678901234567890", "NaN", "Infinity", "-Infinity", "null", "true", '"1"', "[1]", "{}", "01", ".5",
+        "123456789012345678901234567890", "NaN", "Infinity", "-Infinity", "null", "true", '"1"', "[1]", "{}", "01",
+        ".5",
         "1.", "+1", "0x1", "1 ", " 1",
     )),
     *(READING % ("1.5", time) for time in (

@@ -1,8 +1,9 @@
 """Rows of the `telemetry` table as columns, decoded many at a time.
 
-A row holds ten seconds of a metric (schema streams.TelemetryPanes, written by wasm_udfs/telemetry): columns as Avro arrays
-of one block each, so every value's place follows from the number of panes, and numpy reads all rows at once; sketches are
-packed, and unpacked for all rows at once too. Rows of the schema before (streams.TelemetrySegment) have them as arrays.
+A row holds ten seconds of a metric (schema streams.TelemetryPanes, written by wasm_udfs/telemetry): columns as Avro
+arrays of one block each, so every value's place follows from the number of panes, and numpy reads all rows at once;
+sketches are packed, and unpacked for all rows at once too. Rows of the schema before (streams.TelemetrySegment) have
+them as arrays.
 """
 
 from __future__ import annotations
