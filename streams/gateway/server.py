@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -41,6 +40,7 @@ from streams.model.clock import wall_ms
 from streams.model.errors import NotFound, StreamsError
 from streams.model.fold_table import FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
+from streams.model.memory import bound_malloc, calm_collector
 from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
@@ -382,11 +382,9 @@ def run_gateway(options: ServerOptions) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    # What is loaded now stays; blocks of parsed rows are thousands of short-lived objects, which cost twice their
-    # parsing in collections at the default threshold.
-    gc.freeze()
+    bound_malloc()
+    calm_collector()
     sys.setswitchinterval(0.001)
-    gc.set_threshold(50_000, 20, 50)
     try:
         return uvloop.run(_serve(options))
     except StreamsError as error:

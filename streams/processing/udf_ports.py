@@ -15,6 +15,7 @@ from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
 from streams.processing.shared_input import SharedRun
 from streams.serde import TABLE_PURGE, AvroSchema, load_builtin, project, wire_schema_id
 from streams.wasm.batch import OP_PURGE, OP_PUT, Array, Batch, Event, build, starts_of
+from streams.wasm.buffers import Buffers
 from streams.wasm.builtin import builtin_for_merge, builtin_manifest, builtin_module
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
@@ -25,7 +26,8 @@ from streams.wasm.manifest import Manifest
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
 
-DECODER_BUDGET_BYTES = 128 << 20
+DECODER_BUDGET_BYTES = 64 << 20
+IDLE_BUFFERS_BYTES = 48 << 20
 FOLD_CACHE_BYTES = 64 << 20
 
 
@@ -34,6 +36,7 @@ class DecoderPool:
 
     def __init__(self, cache: ModuleCache) -> None:
         self._cache = cache
+        self._buffers = Buffers(IDLE_BUFFERS_BYTES)
         self._idle: queue.LifoQueue[RecordDecoder] = queue.LifoQueue()
 
     def take(self) -> RecordDecoder:
@@ -41,7 +44,7 @@ class DecoderPool:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return RecordDecoder(self._cache, DECODER_BUDGET_BYTES)
+            return RecordDecoder(self._cache, DECODER_BUDGET_BYTES, self._buffers)
 
     def give_back(self, decoder: RecordDecoder) -> None:
         """The instance is idle again."""

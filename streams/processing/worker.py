@@ -29,6 +29,7 @@ from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollecto
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
+from streams.processing.pieces import offer_pieces
 from streams.processing.ports import TaskPorts
 from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
@@ -156,7 +157,7 @@ class Worker:
         if shared is None:
             done()
         else:
-            shared.offer(run, done)
+            offer_pieces(run, shared.offer, done)
 
     def _assign(self, assigned: frozenset[TP]) -> None:
         log.info("assigned: %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(assigned)) or "nothing")
