@@ -13,6 +13,7 @@ from streams.gateway.http import Call, Receive, Scope, Send, send_reply
 from streams.gateway.openapi import document
 from streams.gateway.problem import problem
 from streams.gateway.routes_batch import BatchRoutes
+from streams.gateway.routes_functions import FunctionRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
@@ -46,6 +47,7 @@ class GatewayApp:
             *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *UdfRoutes(gateway).operations(),
+            *FunctionRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]
         self._foreign = foreign
