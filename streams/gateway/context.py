@@ -62,8 +62,8 @@ class Gateway:
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
     here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
-    sequencer, if there is one. `udfs`: those deployed; `functions`: those that run here. `started`: until then only open routes
-    are served. `closing` is set when the gateway stops: streams end then.
+    sequencer, if there is one. `udfs`: those deployed; `functions`: those that run here. `started`: until then only
+    open routes are served. `closing` is set when the gateway stops: streams end then.
     """
 
     topology: Topology

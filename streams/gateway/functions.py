@@ -2,8 +2,8 @@
 
 A request runs on the event loop, for at most two epochs (2 to 4 ms): handing it to a thread costs more than most
 functions take, and lets them wait for the interpreter's lock. Nothing of it has left the instance until it ends, so one
-that is not done by then runs again in a thread, up to its own deadline, and the function's next requests go there at once
-for a while.
+that is not done by then runs again in a thread, up to its own deadline, and the function's next requests go there at
+once for a while.
 """
 
 from __future__ import annotations

@@ -148,6 +148,8 @@ class Call:
 
     async def drain(self) -> None:
         """Read and drop what is left of a refused body, within bounds; nothing when the client waits or sends more."""
+        if self._body is not None:
+            return  # all of it was read: waiting for more would be waiting for the client to leave
         declared = self._declared_bytes()
         if declared > DRAIN_BYTES_MAX or self.header(b"expect") is not None:
             return

@@ -116,7 +116,7 @@ class TooManyRequests(StreamsError):
 
 
 class UdfFailed(StreamsError):
-    """A function trapped, broke a limit or answered nonsense: `extra` names it. Nothing was put; the gateway is well."""
+    """A function trapped, broke a limit or answered nonsense: `extra` names it. Nothing was put."""
 
     status = 502
     title = "UDF failed"
