@@ -192,6 +192,8 @@ class FunctionRoutes:
         own: list[tuple[bytes, bytes]] = [(b"streams-region", gateway.region.name.encode())]
         if token.positions:
             own.append((b"causal-token", token.encode().encode()))
+        if function.part.idempotent:
+            own.append((b"streams-idempotent", b"true"))
         if receipts:
             own.append((b"streams-puts", ", ".join(receipts).encode()))
         headers: Headers = (*answer.headers, *own)
