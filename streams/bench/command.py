@@ -20,6 +20,7 @@ from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.mirror import MirrorOptions, bench_mirror
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
+from streams.bench.udf import UdfOptions, bench_udf
 from streams.model.errors import BadInput, StreamsError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,6 +58,7 @@ BENCHES: dict[str, Bench] = {
     "read": lambda _, say: bench_read(LatencyOptions(), say),
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
+    "udf": lambda _, say: bench_udf(UdfOptions(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 

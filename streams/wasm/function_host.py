@@ -314,6 +314,15 @@ class FunctionHost:
         if answered != ABI_VERSION:
             raise BadInput(f"the module answers ABI version {answered}, not {ABI_VERSION}", field="module")
 
+    def instantiate(self) -> None:
+        """Start an instance and give it back: to measure what that costs."""
+        with _Instance(self, _NoServices(), self.limits.deadline_s):
+            pass
+
+    def answer_alone(self, request: bytes) -> FunctionAnswer:
+        """The answer to a request that asks nothing of the host; UdfTrap when it does."""
+        return self.run(request, _NoServices()).answer
+
     def run(self, request: bytes, services: FunctionServices, deadline_s: float | None = None) -> FunctionResult:
         """One request, at most `deadline_s` (default: the manifest's) of epochs long.
 
@@ -417,7 +426,7 @@ class _NoServices:
     """For a module that is only looked at."""
 
     def _no(self, *_: object) -> Any:
-        raise UdfTrap("it called the host before it was asked anything", TrapKind.TRAP)
+        raise UdfTrap("it called the host, which is not there", TrapKind.TRAP)
 
     read = scan = top = check_put = now_ms = random = _no
 
