@@ -1,8 +1,8 @@
 """A personalised page at the edge: `handle_request` deployed everywhere, and a user in each of five cities.
 
 Each user's preferences and points are put in the first region; the router names the node for the user's city, which
-answers from its own copy and puts the visit. Every page must say who it is for and which region made it, and every visit
-must be readable in all regions.
+answers from its own copy and puts the visit. Every page must say who it is for and which region made it, and every
+visit must be readable in all regions.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ USERS = (
 
 
 async def run(topology: Topology, say: Say) -> None:
-    """Deploy, put what is known of the users, serve each their page, check and time it. DemoFailed: an answer is wrong."""
+    """Deploy, put what is known of the users, serve each a page, check and time it. DemoFailed: an answer is wrong."""
     async with connect(topology.regions[0].gateway_url) as edge:
         await _deploy(edge, topology, say)
         await _know(edge)
         say(
-            f"\n{'city':<10} {'user':<6} {'node':<20} {'region':<9} {'distance':>9}   {'p50':>8} {'p99':>8}   the page says"
+            f"\n{'city':<10} {'user':<6} {'node':<20} {'region':<9} {'distance':>9}"
+            f"   {'p50':>8} {'p99':>8}   the page says"
         )
         for user in USERS:
             await _serve(edge, user, say)
@@ -64,9 +65,14 @@ async def _deploy(edge: AsyncClient, topology: Topology, say: Say) -> None:
     began_s = time.monotonic()
     with as_file(files("wasm_udfs").joinpath(FUNCTION)) as directory:
         found = await edge.deploy_globally(directory, wait_s=50)
-    states = {region: each["state"] for region, each in found["regions"].items()}
-    if set(states.values()) != {"active"}:
-        raise DemoFailed(f"{FUNCTION} is not active everywhere: {states}")
+    while True:  # a region that has only just started may not be heard from yet
+        states = {region: each["state"] for region, each in found["regions"].items()}
+        if set(states.values()) == {"active"}:
+            break
+        if time.monotonic() - began_s > SETTLE_TIMEOUT_S or "refused" in states.values():
+            raise DemoFailed(f"{FUNCTION} is not active everywhere: {states}")
+        await asyncio.sleep(0.1)
+        found = next(each for each in await edge.udfs() if each["name"] == FUNCTION)
     names = ", ".join(topology.names)
     say(f"{FUNCTION} {found['version']} is active in {names}, {time.monotonic() - began_s:.1f} s after its deploy")
 
