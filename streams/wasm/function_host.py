@@ -47,6 +47,7 @@ RANDOM_BYTES_MAX = 64 << 10
 LOG_LINES_MAX = 64
 SCAN_BYTES_MAX = 4 << 20
 _I32 = 0xFFFFFFFF
+_LARGE_BYTES = 4 << 20
 _MESSAGES = {
     "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
     "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
@@ -371,7 +372,10 @@ class _Instance:
 
     def __exit__(self, *_: object) -> None:
         _active.run = None
-        engine.store_delete(self._store)
+        run = self.run
+        size = 0 if run.memory is None else engine.memory_size(self._context, run.memory)
+        # Giving back a memory that has grown takes long enough for others to want the interpreter meanwhile.
+        (engine.store_delete if size < _LARGE_BYTES else ffi.wasmtime_store_delete)(self._store)
         self._ticking.__exit__(None, None, None)
 
     def _export(self, name: bytes) -> Any:

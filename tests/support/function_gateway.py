@@ -1,7 +1,6 @@
 """A gateway of functions as a process, to be killed: `python -m tests.support.function_gateway DIR MODULES`.
 
-Prints its URL once it serves `handle_request` and the function `steps` (hostile_function.c; idempotent as
-STREAMS_TEST_IDEMPOTENT says). Kafka behind it is tests.support.gateway's model.
+Prints its URL once it serves `handle_request` and `hostile`. Kafka behind it is tests.support.gateway's model.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 from streams.region.processes import die_with_parent
@@ -25,9 +25,14 @@ class FunctionGateway:
             [sys.executable, "-m", __name__, str(directory), str(modules)],
             stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=die_with_parent(), env=dict(os.environ),
         )  # fmt: skip
+
+    @cached_property
+    def url(self) -> str:
+        """Where it serves; waits until it does."""
         assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        assert self.url.startswith("http"), self.url
+        found = self.process.stdout.readline().strip()
+        assert found.startswith("http"), found
+        return found
 
     def kill(self) -> None:
         """SIGKILL."""

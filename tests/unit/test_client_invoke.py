@@ -170,15 +170,39 @@ async def test_a_link_that_is_cut_midway(at: TestGateway) -> None:
         assert (await asking).url == at.url
 
 
-def test_an_edge_is_killed_in_the_midst_of_requests(tmp_path: Path, modules: Path) -> None:
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator[tuple[FunctionGateway, ...]]:
+    """Two edges as processes; a test may kill the first."""
+    place = tmp_path_factory.mktemp("processes")
+    found = (FunctionGateway(place / "first", modules), FunctionGateway(place / "second", modules))
+    yield found
+    for each in found:
+        each.kill()
+
+
+def test_the_command_and_the_synchronous_client(processes: tuple[FunctionGateway, ...]) -> None:
+    second = processes[1]
+    with connect_sync(second.url) as edge:
+        assert "Hello, sync" in edge.invoke("handle_request", {"user": "sync"}).text
+        assert edge.execute_at_edge(decision(second.url), "hostile", deadline_s=5).text == "fine"
+
+    def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "streams.cli.main", "invoke", *arguments, "--url", second.url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+
+    done = cli("handle_request", '{"user": "cli", "city": "Paris"}', "-v")
+    assert done.returncode == 0 and "Hello, cli" in done.stdout and "200 of us-east" in done.stderr, done
+    done = cli("hostile", "some text", "--query", "do=echo")
+    assert (done.returncode, done.stdout) == (0, "some text")
+    done = cli("nothing")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nothing" in done.stderr, done
+
+
+def test_an_edge_is_killed_in_the_midst_of_requests(processes: tuple[FunctionGateway, ...]) -> None:
     """Real processes: one is killed with SIGKILL while 8 clients invoke. Nothing idempotent fails, and of what is not
     nothing is retried by itself after it may have run."""
-    first, second = (FunctionGateway(tmp_path / name, modules) for name in ("first", "second"))
-    try:
-        answers, errors = asyncio.run(_under_fire(first, second))
-    finally:
-        first.kill()
-        second.kill()
+    first, second = processes
+    answers, errors = asyncio.run(_under_fire(first, second))
     urls = [each for each, _ in answers]
     assert {first.url, second.url} <= set(urls)
     assert all(name == "hostile" for name, _ in errors), errors
@@ -211,27 +235,3 @@ async def _under_fire(
     killed.set()
     await asyncio.gather(*clients)
     return answers, errors
-
-
-@pytest.fixture
-def running(tmp_path: Path, modules: Path) -> Iterator[FunctionGateway]:
-    gateway = FunctionGateway(tmp_path / "gateway", modules)
-    yield gateway
-    gateway.kill()
-
-
-def test_the_command_and_the_synchronous_client(running: FunctionGateway) -> None:
-    with connect_sync(running.url) as edge:
-        assert "Hello, sync" in edge.invoke("handle_request", {"user": "sync"}).text
-        assert edge.execute_at_edge(decision(running.url), "hostile", deadline_s=5).text == "fine"
-
-    def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "streams.cli.main", "invoke", *arguments, "--url", running.url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
-
-    done = cli("handle_request", '{"user": "cli", "city": "Paris"}', "-v")
-    assert done.returncode == 0 and "Hello, cli" in done.stdout and "200 of us-east" in done.stderr, done
-    done = cli("hostile", "some text", "--query", "do=echo")
-    assert (done.returncode, done.stdout) == (0, "some text")
-    done = cli("nothing")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nothing" in done.stderr, done
