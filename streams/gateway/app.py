@@ -37,6 +37,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, foreign: Sequence[Route] = ()) -> None:
         self.operations: list[Operation] = [
             *KeyValueRoutes(gateway).operations(),
+            *FunctionRoutes(gateway).operations(),  # early: the router tries one after the other
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StrongRoutes(gateway).operations(),
@@ -47,7 +48,6 @@ class GatewayApp:
             *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
             *UdfRoutes(gateway).operations(),
-            *FunctionRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]
         self._foreign = foreign

@@ -2,8 +2,8 @@
 
 A request runs on the event loop, for at most two epochs (2 to 4 ms): handing it to a thread costs more than most
 functions take, and lets them wait for the interpreter's lock. Nothing of it has left the instance until it ends, so one
-that is not done by then runs again in a thread, up to its own deadline, and the function's next requests go there at
-once for a while.
+that is not done by then runs again in a thread, up to its own deadline; where that happens often, the function's next
+requests go there at once for a while.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ T = TypeVar("T")
 
 INLINE_S = 0.002
 """How long a request may take on the event loop; an epoch more at most."""
+INLINE_TRIES = 2
 THREADED_S = 5.0
-"""How long a function's requests go to threads after one took longer than that."""
+"""How long a function's requests go to threads, once one in ten or more take longer than that."""
+OVERRUN, ENOUGH = 10, 30
+"""What a request that took too long adds to the function's score, each that did not taking one away; and when it is
+enough. A single one says little: the machine may have been busy."""
 THREADS = 4
 THREADS_OF_ONE = 2
 """Threads that one function may keep busy: the others are there for other functions."""
@@ -84,6 +88,7 @@ class Function:
     host: FunctionHost
     busy: int = 0
     threaded_until_s: float = 0.0
+    score: int = 0
     threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(THREADS_OF_ONE))
     counts: dict[str, int] = field(default_factory=dict)
     _lines: int = 0
@@ -93,6 +98,12 @@ class Function:
     def part(self) -> FunctionPart:
         """What it may do."""
         return self.host.part
+
+    def overran(self) -> None:
+        """A request was not done in time on the event loop."""
+        self.score += OVERRUN
+        if self.score >= ENOUGH:
+            self.threaded_until_s, self.score = time.monotonic() + THREADED_S, 0
 
     def count(self, how: str) -> None:
         """One more that ended so."""
@@ -314,23 +325,36 @@ class FunctionService:
             )
         services = EdgeServices(self._gateway, function.part)
         try:
-            if time.monotonic() >= function.threaded_until_s:
-                try:
-                    found = function.host.run(request, services, min(INLINE_S, limits.deadline_s))
-                    function.count("inline")
-                    return found
-                except NotNow:
-                    pass
-                except UdfTrap as trap:
-                    if trap.kind is not TrapKind.DEADLINE:
-                        raise
-                    function.threaded_until_s = time.monotonic() + THREADED_S
-            found = await self._in_thread(function, request, services)
+            found = self._inline(function, request, services)
+            how = "thread" if found is None else "inline"
+            if found is None:
+                found = await self._in_thread(function, request, services)
         except UdfTrap as trap:
             function.count(trap.kind.value)
             raise failure(function.deployment, trap) from None
-        function.count("thread")
+        function.count(how)
         return found
+
+    def _inline(self, function: Function, request: bytes, services: EdgeServices) -> FunctionResult | None:
+        """The request on the event loop; None when it has to go to a thread."""
+        if time.monotonic() < function.threaded_until_s:
+            return None
+        for _ in range(INLINE_TRIES):
+            began_s = time.thread_time()
+            try:
+                found = function.host.run(request, services, min(INLINE_S, function.host.limits.deadline_s))
+            except NotNow:
+                return None
+            except UdfTrap as trap:
+                if trap.kind is not TrapKind.DEADLINE:
+                    raise
+                if time.thread_time() - began_s > INLINE_S / 2:
+                    function.overran()
+                    return None
+                continue  # the machine ran something else meanwhile: that is not the function's time
+            function.score -= function.score > 0
+            return found
+        return None
 
     async def _in_thread(self, function: Function, request: bytes, services: EdgeServices) -> FunctionResult:
         deadline_s = function.host.limits.deadline_s
