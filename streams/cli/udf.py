@@ -119,7 +119,10 @@ def list_udfs(
         for each in found:
             made = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each["deployed_at"] / 1000))
             who = f" by {each['deployed_by']}" if each["deployed_by"] else ""
-            print(f"{each['name']} {each['version']}  {each['kind']}  {_does(each)}")
+            what = (
+                f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if "inputs" in each else _does(each)
+            )
+            print(f"{each['name']} {each['version']}  {each['kind']}  {what}")
             print(f"  {each['sha256']}  {made} UTC{who} in {each['region']}")
             _print_regions(each)
 
@@ -145,7 +148,7 @@ def remove(
 def _does(found: dict[str, Any]) -> str:
     if found["kind"] == "function":
         return f"answers at /v1/functions/{found['name']}"
-    return f"makes table {found['table']} ({found['merge']}) of {', '.join(found['inputs'])}"
+    return f"makes table {found['table']}"
 
 
 def _print_regions(found: dict[str, Any]) -> None:

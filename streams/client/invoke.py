@@ -47,6 +47,10 @@ class Invocation:
         """The body as UTF-8."""
         return self.body.decode(errors="replace")
 
+    def __str__(self) -> str:
+        """The body as UTF-8."""
+        return self.text
+
     def json(self) -> Any:
         """The body as JSON; ValueError when it is none."""
         return orjson.loads(self.body)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from streams.cli.invoke import nearest
 from streams.client import RouteDecision, RouteNode, connect, connect_sync
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, UdfFailed, Unavailable
 from tests.support.function_gateway import FunctionGateway
@@ -73,7 +74,7 @@ async def test_answers_errors_and_who_answered(at: TestGateway) -> None:
             1,
         )
         page = await edge.invoke("handle_request", {"user": "eve", "city": "Oslo"})
-        assert "Hello, eve" in page.text and page.content_type.startswith("text/html")
+        assert "Hello, eve" in str(page) and page.content_type.startswith("text/html")
         row = await edge.get("kv:visit:eve")
         assert row is not None and row.value["city"] == "Oslo", "the session reads what its function has put"
         assert (
@@ -93,6 +94,15 @@ async def test_answers_errors_and_who_answered(at: TestGateway) -> None:
         with pytest.raises(NotFound) as unknown:
             await edge.execute_at_edge("gateway-nowhere", "hostile")
         assert unknown.value.field == "node"
+
+
+async def test_the_nearest_of_several_is_one_that_answers(at: TestGateway) -> None:
+    async with TcpProxy(int(at.url.rpartition(":")[2]), delay_s=0.1) as proxy:
+        far, nobody = f"http://127.0.0.1:{proxy.port}", f"http://127.0.0.1:{free_port()}"
+        found = await nearest([far, nobody, at.url])
+        assert [each.url for each in found.nodes] == [at.url, far]
+        with pytest.raises(Unavailable):
+            await nearest([nobody])
 
 
 async def test_a_node_that_cannot_be_reached_is_passed_over(at: TestGateway) -> None:
