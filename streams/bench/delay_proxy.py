@@ -60,7 +60,9 @@ class _Link:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(
+            OSError, asyncio.CancelledError
+        ):  # cancelled: the link ends, and there is no one to tell
             far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
             await asyncio.gather(
                 _pump(reader, far_writer, self._delay_s),

@@ -23,7 +23,6 @@ from streams.wasm.engine import (
     CompiledModule,
     EngineHost,
     Limits,
-    ModuleCache,
     TrapKind,
     UdfTrap,
     first_line,
@@ -190,10 +189,9 @@ def _table_top(run: _Run, args: Sequence[int]) -> int:
 def _put(run: _Run, args: Sequence[int]) -> int:
     if len(run.puts) >= run.part.events:
         raise UdfTrap(f"it put more than {run.part.events} events", TrapKind.OUTPUT)
-    ttl_ms = args[4] - (1 << 64) if args[4] >> 63 else args[4]
     try:
         ready = run.services.check_put(
-            run.text(args[0], min(args[1], 2_000)), run.text(args[2], args[3]), ttl_ms if ttl_ms > 0 else None
+            run.text(args[0], min(args[1], 2_000)), run.text(args[2], args[3]), args[4] or None
         )
     except BadInput as error:
         _say(run, f"put refused: {error}")
@@ -292,7 +290,7 @@ def _linker(of: wasmtime.Engine, capabilities: Sequence[str]) -> wasmtime.Linker
 class FunctionHost:
     """One function, compiled and linked. `run` may be called from several threads at once."""
 
-    def __init__(self, wasm: bytes, cache: ModuleCache, part: FunctionPart, limits: Limits) -> None:
+    def __init__(self, wasm: bytes, cache: engine.FunctionModules, part: FunctionPart, limits: Limits) -> None:
         """BadInput: it is no module of the ABI, or uses what its manifest does not name."""
         compiled: CompiledModule = cache.load(wasm, part.fuel is not None)
         check_function_module(compiled, part.capabilities)
@@ -435,7 +433,7 @@ class _NoServices:
     read = scan = top = check_put = now_ms = random = _no
 
 
-def check_function(wasm: bytes, part: FunctionPart, limits: Limits, cache: ModuleCache | None = None) -> str:
+def check_function(wasm: bytes, part: FunctionPart, limits: Limits, cache: engine.FunctionModules | None = None) -> str:
     """The module's hash, if it is a function that its manifest describes and that starts; BadInput otherwise."""
     host = FunctionHost(wasm, cache or engine.FunctionModules(), part, limits)
     host.check()

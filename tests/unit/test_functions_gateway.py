@@ -92,6 +92,7 @@ async def test_what_a_function_is_told_and_answers(served: Served) -> None:
         assert (await ask(at, "echo", data=b"\x00\xffraw"))[1] == b"\x00\xffraw"
         assert abs(int((await ask(at, "clock"))[1]) - time.time() * 1000) < 60_000
         assert (await ask(at, "refused"))[1] == b"-1-1-1"
+        assert (await ask(at, "past"))[1] == b"-1", "a time to live that is no time"
         async with at.http.get("/v1/functions/hostile") as answer:
             shown = await answer.json()
         assert (shown["version"], shown["idempotent"], shown["puts"]) == ("1.0.0", False, ["kv", "best"])

@@ -45,6 +45,7 @@ void streams_handle_request(const streams_request *q, streams_response *r) {
     for (int i = 0; i < 3; i++) streams_append_long(&r->body, streams_put(streams_literal(keys[i]), streams_literal(i < 2 ? "1" : "{"), 0));
     return;
   }
+  if (streams_is(what, "past")) { streams_append_long(&r->body, streams_put(streams_literal("kv:ok"), streams_literal("1"), -5000)); return; }
   if (streams_is(what, "random")) { uint8_t bytes[8]; streams_random(bytes, 8); for (int i = 0; i < 8; i++) streams_append_long(&r->body, bytes[i]); return; }
   if (streams_is(what, "clock")) { streams_append_long(&r->body, streams_clock_ms()); return; }
   if (streams_is(what, "headers-seen")) { streams_append_text(&r->body, streams_field(q, "header.x-seen")); streams_append_text(&r->body, streams_field(q, "header.authorization")); return; }
