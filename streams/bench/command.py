@@ -22,6 +22,7 @@ from streams.bench.orders import OrdersBench, bench_orders
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
 from streams.bench.strong import StrongOptions, bench_strong
+from streams.bench.udf import UdfOptions, bench_udf
 from streams.model.errors import BadInput, StreamsError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -65,6 +66,7 @@ BENCHES: dict[str, Bench] = {
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
     "strong": lambda request, say: bench_strong(request.strong(), say),
     "orders": lambda _, say: bench_orders(OrdersBench(), say),
+    "udf": lambda _, say: bench_udf(UdfOptions(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
+from streams.client.invoke import InvokeCalls
 from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
@@ -40,7 +41,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient(StrongCalls, TradingCalls):
+class AsyncClient(StrongCalls, TradingCalls, InvokeCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and
@@ -60,6 +61,7 @@ class AsyncClient(StrongCalls, TradingCalls):
         self.url = url.rstrip("/")
         self._bootstrap_servers = bootstrap_servers
         self._transport = Transport(self.url, bearer, catch_up_s)
+        self._begin_invoking()
         if token:
             self.observe(token)
 
@@ -84,6 +86,7 @@ class AsyncClient(StrongCalls, TradingCalls):
 
     async def close(self) -> None:
         """Close the connections; idempotent."""
+        await self._close_others()
         await self._transport.close()
 
     async def put(
@@ -335,7 +338,8 @@ class AsyncClient(StrongCalls, TradingCalls):
 
         `location`: `(latitude, longitude)`, a mapping with `lat` and `lon`, or an IP address. BadInput, Unavailable.
         """
-        return decision_of(await self._transport.json("GET", "/v1/route", location_query(location)))
+        found = await self._transport.json("GET", "/v1/route", location_query(location))
+        return self._remember(decision_of(found))
 
     def subscribe(
         self,

@@ -14,6 +14,7 @@ from streams.gateway.openapi import document
 from streams.gateway.problem import problem
 from streams.gateway.routes_batch import BatchRoutes
 from streams.gateway.routes_books import BookRoutes
+from streams.gateway.routes_functions import FunctionRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
@@ -38,6 +39,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, foreign: Sequence[Route] = ()) -> None:
         self.operations: list[Operation] = [
             *KeyValueRoutes(gateway).operations(),
+            *FunctionRoutes(gateway).operations(),  # early: the router tries one after the other
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StrongRoutes(gateway).operations(),

@@ -18,7 +18,8 @@ import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
-from streams.definitions.udf_states import StateReader, topic_spec
+from streams.definitions.deployment import Deployment
+from streams.definitions.udf_states import StateReader, StateWriter, UdfState, topic_spec
 from streams.definitions.udfs import Udfs
 from streams.edge.edge_store import EdgeTables
 from streams.edge.options import EdgeOptions, TableSpec
@@ -27,6 +28,7 @@ from streams.edge.tail import ChangelogTail
 from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
+from streams.gateway.functions import FunctionService
 from streams.gateway.http_server import HttpServer
 from streams.gateway.mirrored import tell_mirror
 from streams.gateway.peers import Announcer
@@ -124,11 +126,12 @@ class GatewayServer:
         self.udfs = UdfService(
             topology,
             region.name,
-            Udfs(topology, region.name),
+            Udfs(topology, region.name, functions=True),
             StateReader(topology, region.name),
             lambda: self.definitions.keyspaces,
             self._heard_ms,
             self._table_ms,
+            lambda: self.tables.tables,
             options.udfs,
         )
         self.gateway = Gateway(
@@ -149,6 +152,7 @@ class GatewayServer:
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
         self.gateway.trading = self.trading
+        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
@@ -236,8 +240,9 @@ class GatewayServer:
         if gone := {name for name, each in self.tables.tables.items() if each.spec.sources} - deployed.keys():
             self._spawn(self.tables.retire(gone), "retired tables")
         self.tables.set_tables([*folded, *self.udfs.specs()])
-        tell_supervisor(self._options.data, self.gateway.region.name, list(self.udfs.udfs.live))
+        tell_supervisor(self._options.data, self.gateway.region.name, self.udfs.udfs.folds)
         tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
+        self.functions.follow(self.udfs.udfs.live)
         if new and self.gateway.started:
             self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)
@@ -275,6 +280,12 @@ class GatewayServer:
     def _table_ms(self, table: str, region: str) -> int:
         known = table in self.tables.tables
         return self.tables.staleness(table).by_origin[region] if known else wall_ms()
+
+    async def _report(self, of: Deployment, state: str, reason: str) -> None:
+        """Tell all regions how a function does here."""
+        region = self.gateway.region
+        said = UdfState(of.name, region.name, of.manifest.version, of.sha256, state, reason[:500], wall_ms())
+        await StateWriter(region.bootstrap_servers, self.producer).report(said)
 
     async def _ensure_tables(self, tables: Iterable[FoldTable]) -> None:
         try:
@@ -338,6 +349,7 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
+        await self.functions.close()
         await asyncio.gather(self.strong.stop(), self.trading.stop())
         parts = (self.tail.stop, self.udfs.stop, self.producer.stop, self.definitions.stop, self._admin.stop)
         for part in (*parts, self.tables.close):

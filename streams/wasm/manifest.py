@@ -14,12 +14,14 @@ from streams.model.keys import check_name
 from streams.model.row import MergeType
 from streams.model.ttl import parse_ttl_ms
 from streams.wasm.engine import Limits
+from streams.wasm.function_manifest import KIND as FUNCTION
+from streams.wasm.function_manifest import FunctionPart, parse_function
 
 OUTPUTS_MAX = 16
 INPUTS_MAX = 8
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
-KINDS = ("fold", "decoder", "machine")
+KINDS = ("fold", "decoder", "machine", FUNCTION)
 _LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes")
 
 
@@ -27,7 +29,8 @@ _LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_byte
 class Manifest:
     """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
     its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
-    `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none."""
+    `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none.
+    `function`: what a function may do."""
 
     name: str
     version: str
@@ -40,6 +43,7 @@ class Manifest:
     inputs: tuple[str, ...] = ()
     table: str = ""
     ttl_ms: int | None = None
+    function: FunctionPart | None = None
 
     def modules(self) -> dict[str, MergeType | None]:
         """File names of the modules that the directory builds, and the merge type of each."""
@@ -65,6 +69,10 @@ def parse_manifest(text: str) -> Manifest:
         raise BadInput(f"{data['kind']!r:.40} is not one of {', '.join(KINDS)}", field="kind")
     name = check_name(data["name"], field="name")
     merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
+    if data["kind"] == FUNCTION:
+        part, limits = parse_function(data)
+        constants = _constants(data.get("constants", {}))
+        return Manifest(name, data["version"], 1, FUNCTION, (), limits, constants=constants, function=part)
     ttl = data.get("ttl")
     if ttl is not None and not isinstance(ttl, str | int | float):
         raise BadInput("is neither a number of seconds nor a text", field="ttl", fix='as in ttl = "1h"')
