@@ -208,3 +208,36 @@ def test_made_anew_after_another_log(wasm: bytes, tmp_path: Path) -> None:
     other = SequencedState(tmp_path / "s", TOPIC, MachineHost(builtin_module("strong_kv"), cache))
     assert not other.belongs_to("topic"), "the rows of another machine are not taken over"
     other.close()
+
+
+def test_dead_rows_go_whenever_they_die_and_however_many_they_are(wasm: bytes, tmp_path: Path) -> None:
+    """The index of expiries is only looked at when its first entry is due: none may be overlooked by that."""
+    state, offset = state_in(tmp_path, wasm, ModuleCache()), 0
+
+    def apply(now_ms: int, *changes: Change) -> None:
+        nonlocal offset
+        commands = []
+        for change in changes or (None,):
+            command = barrier() if change is None else transaction(command_id("", b"%d" % offset), [], [change])
+            commands.append(LogCommand(offset, now_ms, command))
+            offset += 1
+        state.apply(commands, offset)
+
+    def held() -> int:
+        return sum(1 for key, _ in state.store.iterate() if key != b"\x01m")
+
+    apply(1_000_000, Change(b"strong:later", b"x", 10_000))
+    apply(1_000_010, *(Change(b"strong:%d" % n, b"x", 5) for n in range(500)))  # three sweeps' worth
+    apply(1_000_010, Change(b"strong:early", b"x", 2))  # dies before what was first until now
+    assert held() > 1_000
+    apply(1_000_013)
+    assert state.store.get(b"strong:early") is None and state.store.get(b"strong:499") is not None
+    apply(1_000_016, Change(b"strong:3", b"again", 100))  # due in the very batch that puts it anew
+    for _ in range(8):
+        apply(1_000_020)
+    assert state.store.get(b"strong:499") is None and state.store.get(b"strong:later") is not None
+    assert state.store.get(b"strong:3") is not None
+    for _ in range(8):
+        apply(1_100_000)  # ids are forgotten, too
+    assert held() == 0, list(state.store.iterate())[:3]
+    state.close()
