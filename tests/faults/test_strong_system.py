@@ -312,6 +312,7 @@ async def certify(system: WholeSystem, history: Path, seed: int, *, rounds: int,
     await equal_states(system)
 
 
+@pytest.mark.timeout(600)
 async def test_certificate(system: WholeSystem, tmp_path: Path) -> None:
     await certify(system, tmp_path / "history.ndjson", random.SystemRandom().getrandbits(32), rounds=1, clients=8)
 
