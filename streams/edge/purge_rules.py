@@ -55,7 +55,7 @@ class PurgeOptions:
     batch_min: int = 1_024
     batch_max: int = 32_768
     time_share: float = 0.2
-    confirm_s: float = 2.0
+    confirm_s: float = 30.0
     give_up_s: float = 600.0
     candidates_max: int = 100_000
     rescan_s: float = 3600.0
