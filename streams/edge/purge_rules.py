@@ -37,10 +37,11 @@ class PurgeOptions:
     is expected to be cut. `margin_ms`: distance kept from markers' times, for clocks that differ. `retry_ms`: when a
     candidate that is not due yet is looked at again.
 
-    How fast: `batch_max` keys at a time, and the next batch when the worker has folded the last one's purges, so that
-    their rate is that of the slowest part, whatever it is; `time_share` of the event loop's time at most is spent on
-    looking. `interval_s`: between batches when nothing more is due. `confirm_s`: how long a batch is waited for; a
-    partition that has not folded it then gets no further purges until it has, or until `give_up_s` have passed.
+    How fast: `batch_min` keys at a time, twice as many each time while more is due, up to `batch_max`; the next batch
+    when the worker has folded the last one's purges, so that their rate is that of the slowest part; `time_share` of
+    the event loop's time at most is spent on looking. `interval_s`: between batches when nothing more is due.
+    `confirm_s`: how long a batch is waited for; a partition that has not folded it then gets no further purges until it
+    has, or until `give_up_s` have passed.
 
     `candidates_max`: keys remembered. Those due later than in `horizon_s`, and those beyond `candidates_max`, are found
     by scans of their tables, which purge what is due as they go: after `rescan_s`, and sooner when what was remembered
@@ -51,9 +52,10 @@ class PurgeOptions:
     margin_ms: int = 2_000
     retry_ms: int = 15_000
     interval_s: float = 1.0
-    batch_max: int = 4_096
+    batch_min: int = 1_024
+    batch_max: int = 32_768
     time_share: float = 0.2
-    confirm_s: float = 2.0
+    confirm_s: float = 30.0
     give_up_s: float = 600.0
     candidates_max: int = 100_000
     rescan_s: float = 3600.0

@@ -63,6 +63,7 @@ class Purger:
         self._scanned_all = False
         self._unfolded: dict[tuple[str, Input], tuple[int, float]] = {}
         self._busy_s = 0.0
+        self._batch = self._options.batch_min
         self.emitted = 0
         tables.on_rows = self.note
 
@@ -90,10 +91,12 @@ class Purger:
             try:
                 if self._scan_is_due():
                     await self.scan()
-                await self.step(options.batch_max)
+                await self.step(self._batch)
             except StreamsError as error:
                 log.warning("purges wait: %s", error)
             more = self._candidates.is_due(self._now_ms())
+            # A round trip to the worker's commit takes as long for many as for few: what is behind goes in fewer.
+            self._batch = min(2 * self._batch, options.batch_max) if more else options.batch_min
             await asyncio.sleep(self._rest_s() if more else options.interval_s)
 
     def _rest_s(self) -> float:
@@ -128,7 +131,7 @@ class Purger:
         self._scan_took_s = self._scan_ended_s - began_s
 
     async def _scan(self, name: str, table: EdgeTable) -> None:
-        chunks, batch = _chunks(table, self._tables.options.region), self._options.batch_max
+        chunks, options = _chunks(table, self._tables.options.region), self._options
         while True:
             started_s = time.perf_counter()
             chunk = next(chunks, None)
@@ -137,8 +140,9 @@ class Purger:
             self.note(name, *chunk)
             self._busy_s += time.perf_counter() - started_s
             await asyncio.sleep(self._rest_s())
-            if len(self._candidates) >= batch and self._candidates.is_due(self._now_ms()):
-                await self.step(batch)
+            if len(self._candidates) >= self._batch and self._candidates.is_due(self._now_ms()):
+                await self.step(self._batch)
+                self._batch = min(2 * self._batch, options.batch_max)
 
     async def step(self, limit: int) -> int:
         """Look at up to `limit` keys that are due; returns how many purges were emitted."""

@@ -29,7 +29,7 @@ from tests.support.processing_fakes import FakeRun
 from tests.support.telemetry import DAY_MS, MODULES, REGIONS, TelemetryTables
 
 START_MS = 1_700_000_000_000
-DEVICES, SEGMENTS = 2_000, 6
+DEVICES, SEGMENTS = 1_000, 6
 PER_S = 1_000
 """What 10,000 devices at 1 Hz come to: a row of ten seconds for each."""
 
@@ -149,7 +149,7 @@ async def test_a_refused_emit_loses_no_candidate(tmp_path: Path) -> None:
     async def emit(_keyspace: str, _partition: int, _purges: Sequence[Keyed]) -> int:
         raise Unavailable("no broker")
 
-    purger = Purger(tables, emit, PurgeOptions(grace_ms=0, margin_ms=10, retry_ms=100, batch_max=10))
+    purger = Purger(tables, emit, PurgeOptions(grace_ms=0, margin_ms=10, retry_ms=100, batch_min=10))
     for index in range(30):
         us.put(b"score:%d" % index, 1, expires_ms=NOW + 100)
     clock.ms += 1_000
@@ -166,9 +166,11 @@ async def test_a_refused_emit_loses_no_candidate(tmp_path: Path) -> None:
 async def test_a_table_beyond_memory_is_worked_off_by_scans(edge: TelemetryTables) -> None:
     """Far fewer candidates fit than rows expire: the scans purge as they go."""
     for segment in range(2):
-        edge.put([(f"{each:05d}", "t", 1.0, START_MS + 10_000 * segment) for each in range(1_000)])
+        edge.put([(f"{each:05d}", "t", 1.0, START_MS + 10_000 * segment) for each in range(600)])
     log = Log(edge)
-    options = PurgeOptions(candidates_max=300, batch_max=200, time_share=0.9, interval_s=0.001, rescan_s=0.01)
+    options = PurgeOptions(
+        candidates_max=300, batch_min=100, batch_max=200, time_share=0.9, interval_s=0.001, rescan_s=0.01
+    )
     purger = Purger(edge.tables, log.emit, options)
     running = asyncio.create_task(purger.run())
     edge.clock.ms += DAY_MS - 5_000_000  # within the horizon, not due: the memory fills up
@@ -185,7 +187,7 @@ async def test_a_table_beyond_memory_is_worked_off_by_scans(edge: TelemetryTable
         edge.beat()
         await eventually(lambda step=step: done(step), 60, every_s=0.001)
     running.cancel()
-    assert 200 <= most <= 300, "the memory is used, and bounded"
+    assert 100 <= most <= 300, "the memory is used, and bounded"
 
 
 @pytest.mark.parametrize("merge", [MergeType.LWW, MergeType.COUNTER, MergeType.OPAQUE])
