@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,6 +56,17 @@ class DecoderPool:
             self._idle.get_nowait().close()
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedRun:
+    """A decoded run, and what all tables that fold it look at: its events as a Batch (None: there are none), and
+    whether there are purges among them.
+    """
+
+    run: DecodedRun
+    batch: Batch | None
+    has_purges: bool
+
+
 class RunDecoder:
     """Decodes the runs of one table's input (the task's DecoderPort).
 
@@ -69,30 +80,30 @@ class RunDecoder:
         """The events of `run` from `from_offset` on. DecodeError when the log itself is broken."""
         rules = self._rules.rules(self._table)
         if isinstance(run, SharedRun):
-            found = run.once((from_offset, rules.config), lambda: self._decode(run, from_offset, rules.config))
+            parsed = run.once((from_offset, rules.config), lambda: self._decode(run, from_offset, rules.config))
         else:
-            found = self._decode(run, from_offset, rules.config)
+            parsed = self._decode(run, from_offset, rules.config)
+        found, batch = parsed.run, parsed.batch
         if found.truncated:
             raise BadInput(f"{run.topic}/{run.partition}: a record batch at {found.next_position} is cut off")
         rejected = [_rejected(reject) for reject in found.rejects] if self._table.is_own else []
-        raw, n = found.batch, found.n
         last_ms = max((reject.append_ms for reject in found.rejects), default=0)
-        if n:
-            batch = Batch.parse(raw)
+        if batch is not None:
             last_ms = max(last_ms, int(batch.column("append_ms")[-1]))
-            own = purges_of(batch, self._table)
-            kept, refused = fit(own, rules) if own.n else (own, [])
-            if kept is not batch:
-                raw, n = kept.raw, kept.n
-                rejected += refused
-        return Decoded(raw, n, rejected, found.unknown_schema_ids, last_ms)
+            if parsed.has_purges:
+                batch = purges_of(batch, self._table)
+            batch, refused = fit(batch, rules) if batch.n else (batch, [])
+            rejected += refused
+        return Decoded(batch, batch.n if batch is not None else 0, rejected, found.unknown_schema_ids, last_ms)
 
-    def _decode(self, run: RunPort, from_offset: int, config: DecoderConfig) -> DecodedRun:
+    def _decode(self, run: RunPort, from_offset: int, config: DecoderConfig) -> ParsedRun:
         decoder = self._pool.take()
         try:
-            return decoder.decode(run.batches, from_offset, run.next, config)
+            found = decoder.decode(run.batches, from_offset, run.next, config)
         finally:
             self._pool.give_back(decoder)
+        batch = Batch.parse(found.batch) if found.n else None
+        return ParsedRun(found, batch, batch is not None and bool((batch.column("op") == OP_PURGE).any()))
 
 
 def purges_of(batch: Batch, table: FoldTable) -> Batch:
@@ -225,12 +236,11 @@ class UdfFold:
 
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         """Fold a batch; the events that the UDF refused or that stopped it."""
-        raw = decoded.batch
-        assert isinstance(raw, bytes | np.ndarray)
-        rejects = self._host.fold(raw, load_rows)
+        batch = decoded.batch
+        assert isinstance(batch, Batch)
+        rejects = self._host.fold(batch, load_rows)
         if not rejects:
             return ()
-        batch = Batch.parse(raw)
         return [_refused(batch.event(reject.index), reject) for reject in rejects]
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:

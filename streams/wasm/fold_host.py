@@ -108,10 +108,10 @@ class FoldHost:
         late, self._late = self._late, []
         return late
 
-    def fold(self, batch_bytes: Buffer, load_rows: LoadRows) -> list[Reject]:
-        """Folds a batch v1; its rejected events, by index. Errors of `load_rows` pass through and change nothing
-        that `discard` does not mend. BadInput when `batch_bytes` is no batch v1."""
-        batch = Batch.parse(batch_bytes)
+    def fold(self, given: Buffer | Batch, load_rows: LoadRows) -> list[Reject]:
+        """Folds a batch v1 (parsed, or its bytes); its rejected events, by index. Errors of `load_rows` pass through
+        and change nothing that `discard` does not mend. BadInput when bytes are no batch v1."""
+        batch = given if isinstance(given, Batch) else Batch.parse(given)
         self._load_rows = load_rows
         if not batch.n:
             return []
@@ -123,7 +123,7 @@ class FoldHost:
             self._retained.append(batch)
             self._retained_bytes += len(batch.raw)
             rejects = [Reject(i, reason, RejectKind.UDF) for i, reason in refused]
-        self.uncommitted_bytes += len(batch_bytes)
+        self.uncommitted_bytes += len(batch.raw)
         self._relieve()
         if rejects and batch.has_offsets:
             offsets = batch.column("offset")

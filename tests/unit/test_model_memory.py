@@ -1,0 +1,43 @@
+"""What a long-running process tells its allocator and its garbage collector."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_PROBE = """
+import gc, json, os, threading
+from streams.model.memory import MMAP_FROM_BYTES, bound_malloc, calm_collector
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+done = bound_malloc()
+calm_collector()
+step = threading.Barrier(8)
+
+def work():
+    for _ in range(3):
+        held = [bytes(2 * MMAP_FROM_BYTES) for _ in range(4)]
+        step.wait()
+        del held
+
+before = resident()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(json.dumps([done, gc.get_threshold(), gc.get_freeze_count(), resident() - before]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
+def test_what_threads_free_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
+    told, thresholds, frozen, left_bytes = json.loads(done.stdout)
+    assert told
+    assert thresholds == [50_000, 20, 50] and frozen > 1_000
+    assert left_bytes < 16 << 20, "64 MiB were held at once, by eight threads"
