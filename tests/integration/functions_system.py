@@ -10,7 +10,7 @@ import pytest
 
 from streams.client import connect
 from streams.client.udfs import multipart
-from streams.model.errors import Conflict, NotFound
+from streams.model.errors import Conflict, NotFound, Timeout
 from tests.support.functions import HANDLE_REQUEST, HOSTILE_TOML, hostile_module
 from tests.support.polling import eventually
 from tests.support.whole_system import FAR, HOME, WholeSystem, read_log
@@ -30,7 +30,14 @@ async def active(system: WholeSystem, name: str) -> bool:
 async def functions_answer_at_the_nearest_edge(system: WholeSystem) -> None:
     """Deployed once, served in both regions from their own tables; what a function puts is on the region's log."""
     async with system.sessions() as (home, far):
-        await far.deploy_globally(HANDLE_REQUEST, wait_s=50)
+
+        async def deployed() -> bool:
+            try:
+                return bool(await far.deploy_globally(HANDLE_REQUEST, wait_s=50))
+            except Timeout:  # written, but the mirror has only just started: the same again is no other deploy
+                return False
+
+        await eventually(deployed, 90)
         await eventually(lambda: active(system, "handle_request"), 60)
         await home.put("prefs:fun", {"name": "Fun", "theme": "dark"})
         far.observe(home.token)
