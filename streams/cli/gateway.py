@@ -38,6 +38,12 @@ def gateway(
     ] = 30.0,
     udf_module_mib: Annotated[int, typer.Option(help="Largest module that is deployed, MiB.", min=1, max=12)] = 8,
     udfs_max: Annotated[int, typer.Option(help="Most UDFs deployed at once.", min=0, max=1000)] = 32,
+    udf_keep_s: Annotated[
+        float,
+        typer.Option(
+            help="A replaced UDF version is kept so long at most, seconds.", min=0, envvar="STREAMS_UDF_KEEP_S"
+        ),
+    ] = 3600.0,
     delete_grace_s: Annotated[
         float,
         typer.Option(
@@ -57,7 +63,7 @@ def gateway(
 
     streams = StreamOptions(stall_s=stall_s, subscribers_max=subscribers_max)
     limits = GatewayOptions(body_limit_bytes=body_limit_mib << 20, streams=streams)
-    caps = DeployCaps(module_bytes=udf_module_mib << 20, udfs=udfs_max)
+    caps = DeployCaps(module_bytes=udf_module_mib << 20, udfs=udfs_max, keep_s=udf_keep_s)
     purge = PurgeOptions.remembering(delete_grace_s)
     options = ServerOptions(
         region,

@@ -1,4 +1,4 @@
-"""`streams udf new build test deploy list remove`."""
+"""`streams udf new build test deploy list shadow promote rollback remove`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from streams.cli.lifecycle import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.cli.udf_versions import FromOption, check_candidate, print_versions, promote, rollback, shadow
 from streams.model.errors import BadInput, Conflict, StreamsError
 from streams.model.keys import check_name
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from streams.client import AsyncClient
 
 app = typer.Typer(help="Make, test, deploy, list and remove UDFs.", no_args_is_help=True)
+for each in (shadow, promote, rollback):
+    app.command()(each)
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's directory: udf.toml, source or module.")]
 
 
@@ -85,18 +88,27 @@ def test(directory: Directory) -> None:
 def deploy(
     directory: Directory,
     wait: Annotated[int, typer.Option(help="Seconds to wait for the regions, at most.", min=0, max=50)] = 10,
+    from_: FromOption = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the module and keep the rows.")] = False,
+    keep: Annotated[str | None, typer.Option(help="How long what is replaced is kept for a rollback: 30m.")] = None,
     region: RegionOption = None,
     url: UrlOption = None,
     data: DataOption = None,
 ) -> None:
-    """Deploy in all regions; builds first where the source is newer. Exit status 1 where a region refuses it."""
+    """Deploy in all regions; builds first where the source is newer. Exit status 1 where a region refuses it.
+
+    Another version of what is deployed builds its table beside the one that is served, and takes over when it has
+    caught up in every region; one with the same module only takes the new settings.
+    """
+    from streams.wasm.manifest import read_manifest
 
     async def work(edge: AsyncClient) -> None:
         began_s = time.monotonic()
-        found = await edge.deploy_globally(directory, wait_s=wait)
+        found = await edge.deploy_globally(directory, wait_s=wait, from_=from_, in_place=in_place, keep=keep)
         took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
         print(f"{found['name']} {found['version']} ({sha}) {_does(found)}, {took_s:.1f} s")
         _print_regions(found)
+        check_candidate(found, read_manifest(directory).version)
         _check(found)
 
     run(work, region, url, data)
@@ -117,14 +129,12 @@ def list_udfs(
             print(json.dumps({"udfs": found}))
             return
         for each in found:
-            made = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each["deployed_at"] / 1000))
-            who = f" by {each['deployed_by']}" if each["deployed_by"] else ""
             what = (
                 f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if "inputs" in each else _does(each)
             )
             print(f"{each['name']} {each['version']}  {each['kind']}  {what}")
-            print(f"  {each['sha256']}  {made} UTC{who} in {each['region']}")
             _print_regions(each)
+            print_versions(each)
 
     run(work, region, url, data)
 

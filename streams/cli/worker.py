@@ -21,7 +21,9 @@ def worker(
         str | None, typer.Option(help="host:port of the region's Kafka, comma separated; default: the topology's.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The data directory; partitions are kept in DIR/worker.")] = None,
-    udf: Annotated[str, typer.Option(help="A deployed UDF; without it, the built-in ones.")] = "",
+    udf: Annotated[
+        str, typer.Option(help="A deployed UDF, or NAME.gN, one generation of its rows; without it, the built-in ones.")
+    ] = "",
     metrics_port: Annotated[int, typer.Option(help="Prometheus metrics on 127.0.0.1:PORT/metrics; 0 for none.")] = 0,
 ) -> None:
     """Fold events into tables until stopped. Start as many as you like: the group shares the partitions."""

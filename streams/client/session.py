@@ -20,7 +20,7 @@ from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, a
 from streams.client.trading import TradingCalls
 from streams.client.transport import CATCH_UP_S, Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
-from streams.client.udfs import udf_form
+from streams.client.udf_versions import UdfVersionCalls, send_udf
 from streams.model.errors import BadInput, NotFound, StreamsError, Timeout, Unavailable
 from streams.model.token import Token
 from streams.model.ttl import parse_ttl_ms
@@ -41,7 +41,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient(StrongCalls, TradingCalls, InvokeCalls):
+class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and
@@ -298,17 +298,25 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls):
         found: dict[str, Any] = await self._transport.json("PUT", path, {}, headers=headers, body=dump(settings))
         return found
 
-    async def deploy_globally(self, directory: str | Path, *, wait_s: int = 10) -> dict[str, Any]:
+    async def deploy_globally(
+        self,
+        directory: str | Path,
+        *,
+        wait_s: int = 10,
+        from_: str | int | None = None,
+        in_place: bool = False,
+        keep: str | None = None,
+    ) -> dict[str, Any]:
         """Deploy a UDF directory (udf.toml and its module or C source) in all regions; answers how it does in each.
 
-        Waits up to `wait_s` for the regions that are heard from. Idempotent for an equal module and manifest. BadInput
-        names what is refused; Conflict: it does not fit what is deployed, as another module of the same version.
+        Waits up to `wait_s` for the regions that are heard from. Idempotent for an equal module and manifest. Another
+        version builds its table beside the active one's and takes over once it has caught up in every region, unless
+        its logic is the same or it is replaced `in_place`. `from_`: what the table is built from: `beginning`,
+        `earliest`, or a time (ISO 8601, epoch milliseconds). `keep`: how long what it replaces is kept, as in `30m`.
+        BadInput names what is refused; Conflict: it does not fit what is deployed, as other code under its version.
         """
-        body, kind = await asyncio.to_thread(udf_form, directory)
-        headers = {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex}
-        query = {"wait": str(wait_s)}
-        found: dict[str, Any] = await self._transport.json("POST", "/v1/udfs", query, headers=headers, body=body)
-        return found
+        query = {"wait": wait_s, "from": from_, "in_place": "true" if in_place else None, "keep": keep}
+        return await send_udf(self._transport, "/v1/udfs", directory, query)
 
     async def udfs(self) -> list[dict[str, Any]]:
         """The deployed UDFs, and their state in each region."""

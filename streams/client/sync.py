@@ -17,12 +17,13 @@ from streams.client.strong import SyncStrongCalls
 from streams.client.telemetry import TelemetryWindows, Time
 from streams.client.trading import Answer, SyncTradingCalls
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
+from streams.client.udf_versions import SyncUdfVersionCalls
 from streams.model.token import Token
 
 T = TypeVar("T")
 
 
-class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls):
+class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls, SyncUdfVersionCalls):
     """`AsyncClient` on an event loop of its own in a background thread. `with connect_sync(url) as edge: ...`"""
 
     _edge: AsyncClient
@@ -138,9 +139,19 @@ class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls):
         """See AsyncClient.put_keyspace."""
         return self._run(self._edge.put_keyspace(name, **settings))
 
-    def deploy_globally(self, directory: str | Path, *, wait_s: int = 10) -> dict[str, Any]:
+    def deploy_globally(
+        self,
+        directory: str | Path,
+        *,
+        wait_s: int = 10,
+        from_: str | int | None = None,
+        in_place: bool = False,
+        keep: str | None = None,
+    ) -> dict[str, Any]:
         """See AsyncClient.deploy_globally."""
-        return self._run(self._edge.deploy_globally(directory, wait_s=wait_s))
+        return self._run(
+            self._edge.deploy_globally(directory, wait_s=wait_s, from_=from_, in_place=in_place, keep=keep)
+        )
 
     def udfs(self) -> list[dict[str, Any]]:
         """See AsyncClient.udfs."""

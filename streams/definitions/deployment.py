@@ -1,4 +1,4 @@
-"""A deployed UDF: what its record on the `udfs` topic holds, and when one may follow another."""
+"""A version of a UDF: what its record on the `udfs` topic holds, and when one may follow another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from streams.definitions.entries import Entry
 from streams.model.errors import BadInput, Conflict
@@ -15,15 +16,18 @@ from streams.wasm.admission import version_key
 from streams.wasm.engine import module_hash
 from streams.wasm.manifest import Manifest, parse_manifest
 
-KIND = "udf"
+KIND = "version"
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One UDF as it is deployed, or was: a removed one keeps its table's name and shape, and no module.
+    """One version of a UDF. `releases.py` says which of them is served, and for how long others are kept.
 
     `deployed_ms`: epoch milliseconds; `deployed_by`: the token's name, empty without tokens; `region`: whose gateway
-    took it. `module` is empty where nobody needs its bytes.
+    took it. `module` is empty where nobody needs its bytes. `number`: counts the UDF's versions, never used twice.
+    `generation`: of the rows: the number of the version that began the table; versions that replaced each other in
+    place share it. `from_ms`: the log is folded from what was accepted then on; 0: from its start. `began`: by region,
+    how far back the log reached at the deploy (`gateway/udf_logs.py`).
     """
 
     manifest_text: str
@@ -34,6 +38,10 @@ class Deployment:
     region: str
     removed: bool
     manifest: Manifest
+    number: int = 1
+    generation: int = 1
+    from_ms: int = 0
+    began: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def make(cls, text: str, module: bytes, deployed_ms: int, deployed_by: str, region: str) -> Deployment:
@@ -44,6 +52,16 @@ class Deployment:
     def name(self) -> str:
         """The UDF's name."""
         return self.manifest.name
+
+    @property
+    def table(self) -> str:
+        """The rows' own name: of the changelog, the directories, the edge's table. Readers know `manifest.table`."""
+        return generation_table(self.manifest.table, self.generation)
+
+    @property
+    def label(self) -> str:
+        """What its worker is called: NAME for the first generation, NAME.gN for others."""
+        return self.name if self.generation == 1 else generation_table(self.name, self.generation)
 
     def entry(self) -> Entry:
         """Its record."""
@@ -57,13 +75,17 @@ class Deployment:
             "deployed_by": self.deployed_by,
             "region": self.region,
             "removed": self.removed,
+            "number": self.number,
+            "generation": self.generation,
+            "from_ms": self.from_ms,
+            "began": dict(self.began),
         }
-        return Entry(f"{KIND}/{self.name}", body)
+        return Entry(f"{KIND}/{self.name}/{self.number}", body)
 
     @classmethod
     def of(cls, entry: Entry) -> Deployment:
         """The deployment that a record holds; BadInput or ValueError when it is none or its module is not whole."""
-        body: Mapping[str, object] = entry.value or {}
+        body: Mapping[str, Any] = entry.value or {}
         text, removed = str(body["manifest"]), bool(body["removed"])
         try:
             module = base64.b64decode(str(body["module"]), validate=True)
@@ -73,8 +95,11 @@ class Deployment:
         if not removed and module_hash(module) != sha256:
             raise ValueError("the module is not that of its hash")
         made_ms, who, region = int(str(body["deployed_ms"])), str(body["deployed_by"]), str(body["region"])
-        found = cls(text, sha256, module, made_ms, who, region, removed, parse_manifest(text))
-        if found.name != entry.name:
+        number, generation = int(str(body.get("number", 1))), int(str(body.get("generation", 1)))
+        from_ms, began = int(str(body.get("from_ms", 0))), dict(body.get("began", {}))
+        manifest = parse_manifest(text)
+        found = cls(text, sha256, module, made_ms, who, region, removed, manifest, number, generation, from_ms, began)
+        if entry.name != f"{found.name}/{number}":
             raise ValueError("key and manifest name different UDFs")
         return found
 
@@ -103,7 +128,22 @@ class Deployment:
             "deployed_at": self.deployed_ms,
             "deployed_by": self.deployed_by,
             "region": self.region,
+            "number": self.number,
+            "generation": self.generation,
+            "from": self.from_ms or None,
+            "began": dict(self.began),
         }
+
+
+def generation_table(name: str, generation: int) -> str:
+    """What a generation of NAME is called, of a table or a UDF. No keyspace, table or UDF of a user has a dot."""
+    return f"{name}.g{generation}"
+
+
+def parse_label(label: str) -> tuple[str, int]:
+    """Name and generation of a worker's label; (label, 0) for one that names no generation."""
+    name, _, generation = label.rpartition(".g")
+    return (name, int(generation)) if name and generation.isdecimal() and len(generation) < 10 else (label, 0)
 
 
 def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -> list[FoldTable]:
@@ -119,7 +159,7 @@ def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -
     for keyspace in inputs:
         found.append(
             FoldTable(
-                manifest.table,
+                deployment.table,
                 keyspace,
                 manifest.merges[0],
                 outputs=manifest.outputs,
@@ -168,11 +208,18 @@ def check_function(manifest: Manifest, keyspaces: Mapping[str, Keyspace], tables
             )
 
 
-def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Deployment], udfs_max: int) -> bool:
+def follows(
+    wanted: Deployment,
+    before: Deployment | None,
+    others: Iterable[Deployment],
+    udfs_max: int,
+    shape: tuple[str, ...] = ("kind", "table", "merges", "inputs", "outputs"),
+) -> bool:
     """Whether `wanted` is news after `before`, the last of its name. Conflict when it must not follow.
 
     Equal manifest and module: no news. Another module under the same version, or a lower version, is refused, and so
-    is another table, merge type, list of inputs or outputs: the rows that are there would not fit.
+    is another table, merge type, list of inputs or outputs where the rows that are there are kept (`shape`: what must
+    be as it was): they would not fit.
     """
     new = wanted.manifest
     others = [each for each in others if each.name != wanted.name]
@@ -189,7 +236,7 @@ def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Depl
                 field="version",
                 fix=f"raise version in udf.toml over {old.version}",
             )
-        for name in ("kind", "table", "merges", "inputs", "outputs"):
+        for name in shape:
             if getattr(new, name) != getattr(old, name):
                 raise Conflict(
                     f"version {old.version} has {name} {_text(getattr(old, name))}, not {_text(getattr(new, name))}; "

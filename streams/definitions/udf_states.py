@@ -28,7 +28,7 @@ _RETRY_S = 0.5
 class UdfState:
     """A region's report: `state` is starting, active, failing, refused or stopped; `reason` says why it is so.
 
-    `sha256`: of the module that it speaks of. `at_ms`: when, epoch milliseconds.
+    `sha256`: of the module that it speaks of. `at_ms`: when, epoch milliseconds. `generation`: of the rows.
     """
 
     name: str
@@ -38,6 +38,7 @@ class UdfState:
     state: str
     reason: str
     at_ms: int
+    generation: int = 1
 
 
 def topic_spec() -> TopicSpec:
@@ -68,7 +69,7 @@ class StateWriter:
         """Append a report, at least once."""
         log.info("UDF %s %s: %s %s", state.name, state.version, state.state, state.reason)
         try:
-            await self._producer.put(TOPIC, f"udf/{state.name}".encode(), dump_json(asdict(state)))
+            await self._producer.put(TOPIC, f"udf/{state.name}/{state.generation}".encode(), dump_json(asdict(state)))
         except StreamsError as error:
             log.warning("the state of UDF %s cannot be reported: %s", state.name, error)
 
@@ -78,13 +79,13 @@ class StateReader:
 
     def __init__(self, topology: Topology, region: str) -> None:
         self._topology, self._here = topology, topology.region(region)
-        self._states: dict[tuple[str, str], UdfState] = {}
+        self._states: dict[tuple[str, str, int], UdfState] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
 
-    def get(self, region: str, name: str) -> UdfState | None:
-        """What a region reported last of a UDF; None: nothing yet."""
-        return self._states.get((region, name))
+    def get(self, region: str, name: str, generation: int = 1) -> UdfState | None:
+        """What a region reported last of a UDF's generation; None: nothing yet."""
+        return self._states.get((region, name, generation))
 
     def start(self) -> None:
         """Begin to follow all regions' topics, in the background; those that are not mirrored yet are waited for."""
@@ -132,4 +133,4 @@ class StateReader:
         except TypeError as error:
             log.error("%s of %s is no report: %s", entry.key, region, error)
             return
-        self._states[region, found.name] = found
+        self._states[region, found.name, found.generation] = found

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from streams.definitions.deployment import KIND, Deployment, follows
+from streams.definitions import releases
+from streams.definitions.deployment import KIND, Deployment, parse_label
 from streams.definitions.entries import Entry
 from streams.definitions.kafka_log import TOPIC_SETTINGS, KafkaDefinitionsLog, KafkaLogOptions
 from streams.definitions.log import DefinitionsLog
+from streams.definitions.releases import Change, Known, Release, Wish
 from streams.definitions.sequenced import DefinitionsOptions, Sequenced
 from streams.kafka.raw_fetch import FetchOptions
-from streams.model.errors import NotFound, StreamsError
+from streams.model.errors import Conflict, NotFound, StreamsError
 from streams.model.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -29,26 +31,61 @@ _OPTIONS = DefinitionsOptions(kafka=_KAFKA)
 
 
 class UdfsView:
-    """The last deployment of each name. `keeps`: whose modules' bytes are kept in memory."""
+    """The UDFs by name, as their active versions, and all versions that are there. A removed UDF is there until it is
+    collected. `keeps`: whose modules' bytes are kept in memory."""
 
     def __init__(self, keeps: Callable[[Deployment], bool]) -> None:
         self.udfs: dict[str, Deployment] = {}
+        self.releases: dict[str, Release] = {}
+        self.versions: dict[str, dict[int, Deployment]] = {}
         self._keeps = keeps
 
     def apply(self, entries: Iterable[Entry]) -> list[Entry]:
         """Take entries in; returns those that say something. One that cannot be read is logged and passed over."""
         taken = []
         for entry in entries:
-            if entry.kind != KIND or entry.value is None:
-                continue
             try:
-                found = Deployment.of(entry)
+                for each in _as_now(entry):
+                    self._take(each)
             except (StreamsError, KeyError, TypeError, ValueError) as error:
                 log.error("%s cannot be used: %s", entry.key, error)
                 continue
-            self.udfs[found.name] = found if self._keeps(found) else replace(found, module=b"")
-            taken.append(entry)
+            if entry.kind in (KIND, releases.KIND):
+                taken.append(entry)
         return taken
+
+    def _take(self, entry: Entry) -> None:
+        if entry.kind == KIND:
+            name, _, number = entry.name.rpartition("/")
+            if entry.value is None:
+                self.versions.get(name, {}).pop(int(number), None)
+                return
+            found = Deployment.of(entry)
+            kept = found if self._keeps(found) else replace(found, module=b"")
+            self.versions.setdefault(name, {})[found.number] = kept
+        elif entry.kind == releases.KIND and entry.value is not None:
+            release = Release.of(entry)
+            self.releases[release.name] = release
+            active = self.versions.get(release.name, {}).get(release.active)
+            self.udfs.pop(release.name, None)
+            if active is not None:
+                self.udfs[release.name] = replace(active, removed=True) if release.removed else active
+
+    def known(self, name: str, table: str = "") -> Known:
+        """What decisions about a UDF go by."""
+        others = tuple(each for each in self.udfs.values() if each.name != name)
+        last = max((each.last for each in self.releases.values() if each.table == table), default=0)
+        return Known(self.releases.get(name), self.versions.get(name, {}), others, last)
+
+
+def _as_now(entry: Entry) -> list[Entry]:
+    """The entry in today's form: what was one record of one version is a version and its release."""
+    body = entry.value
+    if entry.kind != releases.KIND or body is None or "manifest" not in body:
+        return [entry]
+    version = Deployment.of(Entry(f"{KIND}/{entry.name}/1", body))
+    release = Release(version.name, version.manifest.table, 0 if version.removed else 1, 1)
+    return [release.entry()] if version.removed else [version.entry(), release.entry()]
 
 
 class Udfs(Sequenced[UdfsView]):
@@ -93,36 +130,123 @@ class Udfs(Sequenced[UdfsView]):
             raise NotFound(f"no UDF {name[:80]!r} is deployed", field="name", fix="see `streams udf list`")
         return found
 
-    async def deploy(self, wanted: Deployment, udfs_max: int) -> None:
-        """Write a deployment that was admitted; idempotent. Conflict when it must not follow what is there; Timeout.
+    @property
+    def releases(self) -> Mapping[str, Release]:
+        """What is served of each UDF, removed ones too."""
+        return MappingProxyType(self._view.releases)
 
-        Returns when the local region has it.
+    def release(self, name: str) -> Release:
+        """What is served of one that is deployed; NotFound."""
+        self.get(name)
+        return self._view.releases[name]
+
+    def version(self, name: str, number: int) -> Deployment | None:
+        """One version, while it is there."""
+        return self._view.versions.get(name, {}).get(number)
+
+    def generations(self, name: str) -> dict[int, Deployment]:
+        """The generations of rows of a UDF that is deployed, each with the version that folds them."""
+        release = self._view.releases.get(name)
+        if release is None or release.removed:
+            return {}
+        return releases.generations(release, self._view.versions.get(name, {}).values())
+
+    def running(self, label: str) -> Deployment | None:
+        """The version that the worker of this label folds with; None when that is retired.
+
+        A label without a generation is of the first one while it is there, else of the active one's.
         """
+        name, generation = parse_label(label)
+        found = self.generations(name)
+        return found.get(generation or 1) or (None if generation else next(iter(found.values()), None))
 
-        def plan(view: UdfsView) -> list[Entry]:
-            news = follows(wanted, view.udfs.get(wanted.name), view.udfs.values(), udfs_max)
-            return [wanted.entry()] if news else []
+    async def deploy(self, wanted: Deployment, udfs_max: int, wish: Wish | None = None) -> Deployment:
+        """Write a version that was admitted, as it is numbered then; idempotent. Conflict when it must not follow what
+        is there, or not like that; Timeout. Returns when the local region has it."""
+        wish = replace(wish or Wish(), udfs_max=udfs_max)
 
-        await self._write(plan)
-        await self._visible(lambda: self._is_here(wanted, removed=False))
+        def step(view: UdfsView) -> Change | None:
+            return releases.deploy(view.known(wanted.name, wanted.manifest.table), wanted, wish)
 
-    async def remove(self, name: str) -> Deployment:
-        """Retire one: its table is not fed or served any more, its rows stay in the changelog. NotFound; Timeout."""
+        release = await self._change(wanted.name, step)
+        for number in release.kept:
+            found = self.version(wanted.name, number)
+            if found is not None and releases.same(found, wanted):
+                return found
+        raise Conflict("another version was deployed in the same moment", field="version", fix="see `streams udf list`")
+
+    async def promote(self, name: str, number: int, now_ms: int, by: str, *, at_once: bool) -> Release:
+        """A candidate becomes what is served; see `releases.promote`. NotFound, Conflict, Timeout."""
+
+        def step(view: UdfsView) -> Change | None:
+            release = _live(view, name)
+            if number and number == release.active:
+                return None  # somebody else was quicker
+            return Change(releases.promote(release, number, now_ms, by, at_once=at_once))
+
+        return await self._change(name, step)
+
+    async def hold(self, name: str, now_ms: int, by: str) -> Release:
+        """A candidate is built on, as a shadow; see `releases.hold`. NotFound, Conflict, Timeout."""
+        return await self._change(name, lambda view: Change(releases.hold(_live(view, name), now_ms, by)))
+
+    async def rollback(self, name: str, now_ms: int, by: str) -> Release:
+        """The last deploy is undone; see `releases.rollback`. NotFound, Conflict, Timeout."""
+        return await self._change(name, lambda view: Change(releases.rollback(_live(view, name), now_ms, by)))
+
+    async def collect(self, name: str, now_ms: int) -> None:
+        """What is kept no longer goes, if it is due. Timeout."""
+
+        def step(view: UdfsView) -> Change | None:
+            release = view.releases.get(name)
+            left = releases.collect(release, now_ms) if release is not None else None
+            return None if left is None else Change(left)
+
+        await self._change(name, step)
+
+    async def remove(self, name: str, by: str = "", keep_ms: int = 0, now_ms: int = 0) -> Deployment:
+        """Retire one: its table is not fed or served any more; its rows are kept for `keep_ms`. NotFound; Timeout."""
         gone: list[Deployment] = []
 
-        def plan(view: UdfsView) -> list[Entry]:
-            found = view.udfs.get(name)
-            if found is None or (found.removed and not gone):
-                raise NotFound(f"no UDF {name[:80]!r} is deployed", field="name", fix="see `streams udf list`")
-            gone[:] = [replace(found, module=b"", removed=True)]
-            return [] if found.removed else [gone[0].entry()]
+        def step(view: UdfsView) -> Change:
+            left = releases.remove(_live(view, name), now_ms, by, keep_ms)
+            gone[:] = [replace(view.udfs[name], removed=True)]
+            return Change(left)
 
-        await self._write(plan)
-        await self._visible(lambda: self._is_here(gone[0], removed=True))
+        await self._change(name, step)
         return gone[0]
 
-    def _is_here(self, wanted: Deployment, *, removed: bool) -> bool:
-        found = self._view.udfs.get(wanted.name)
-        if found is None or found.removed != removed:
-            return False
-        return (found.sha256, found.manifest_text) == (wanted.sha256, wanted.manifest_text)
+    async def _change(self, name: str, step: Callable[[UdfsView], Change | None]) -> Release:
+        """Write what `step` decides on the newest state, in one transaction; returns the release, once it is here."""
+        made: list[Release] = []
+
+        def plan(view: UdfsView) -> list[Entry]:
+            now = view.releases.get(name)
+            if made and now == made[0]:
+                return []  # an answer was lost, but it is written
+            change = step(view)
+            made[:] = [change.release] if change is not None else [now] if now is not None else []
+            return [] if change is None else _entries(view, change)
+
+        await self._write(plan)
+        await self._visible(lambda: not made or self._is_here(made[0]))
+        return made[0]
+
+    def _is_here(self, wanted: Release) -> bool:
+        found = self._view.releases.get(wanted.name)
+        return found is not None and found.serial >= wanted.serial
+
+
+def _live(view: UdfsView, name: str) -> Release:
+    found = view.releases.get(name)
+    if found is None or found.removed or not found.active:
+        raise NotFound(f"no UDF {name[:80]!r} is deployed", field="name", fix="see `streams udf list`")
+    return found
+
+
+def _entries(view: UdfsView, change: Change) -> list[Entry]:
+    """A new version before the release that names it, then what is not kept any more."""
+    release, version = change.release, change.version
+    gone = [number for number in view.versions.get(release.name, {}) if number not in release.kept]
+    tombstones = [Entry(f"{KIND}/{release.name}/{number}", None) for number in gone]
+    return [*([] if version is None else [version.entry()]), release.entry(), *tombstones]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class EdgeTables:
         self._stores = StoreSet(options.store)
         self._tables: dict[str, EdgeTable] = {}
         self._topics: dict[str, tuple[EdgeTable, str]] = {}
+        self._points: dict[str, str] = {}
 
     def set_tables(self, specs: Iterable[TableSpec]) -> None:
         """Serve these tables too. Tables once served stay until `retire`; a table's spec does not change."""
@@ -140,6 +142,35 @@ class EdgeTables:
             self.positions.set_tables(each.spec for each in self._tables.values())
             await table.close()
 
+    def point(self, public: str, name: str | None) -> None:
+        """From this step on, readers of `public` read the table `name` (None: there is none). Who follows `public` is
+        woken, to start over with the other rows."""
+        before = self._tables.get(self._points.pop(public, ""))
+        if name is not None:
+            self._points[public] = name
+        if before is not None and before.spec.name != name:
+            before.watch.append(())
+
+    def pointed(self, public: str) -> str | None:
+        """The table that readers of `public` read now."""
+        return self._points.get(public)
+
+    def _name(self, name: str) -> str:
+        return self._points.get(name, name)
+
+    @property
+    def served(self) -> dict[str, EdgeTable]:
+        """What readers see: all tables by the names that they use."""
+        found = {name: table for name, table in self._tables.items() if not table.spec.public}
+        return found | {each: self._tables[name] for each, name in self._points.items() if name in self._tables}
+
+    async def drop(self, name: str) -> None:
+        """Close a retired table's replicas and remove them from the disk. Nobody may be reading it any more."""
+        path = self.options.path / name
+        if name not in self._tables:
+            await asyncio.to_thread(self._stores.close_under, path)
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
     def serves(self, unit: ChangelogUnit) -> bool:
         """Whether a replica is attached for the unit: its table may have been retired while it was fetched."""
         found = self._topics.get(unit.topic)
@@ -152,9 +183,9 @@ class EdgeTables:
 
     def table(self, name: str) -> EdgeTable:
         """The table called `name`; NotFound says which there are."""
-        found = self._tables.get(name)
+        found = self._tables.get(self._name(name))
         if found is None:
-            names = ", ".join(sorted(self._tables)) or "none yet"
+            names = ", ".join(sorted(self.served)) or "none yet"
             raise NotFound(f"no table {name[:80]!r}", field="table", fix=f"choose one of: {names}")
         return found
 
@@ -280,11 +311,11 @@ class EdgeTables:
 
     def applied_by(self, table: str) -> Token:
         """What is visible of a table's inputs in that table; another table of the same input may be further or less."""
-        return self.positions.applied_by(table)
+        return self.positions.applied_by(self._name(table))
 
     async def wait_for(self, token: Token, timeout_s: float, table: str | None = None) -> None:
         """Return when `token` is visible here (in `table`, if given). BadInput for one that cannot be; Timeout."""
-        await self.positions.wait_for(token, timeout_s, table)
+        await self.positions.wait_for(token, timeout_s, None if table is None else self._name(table))
 
     def staleness(self, table: str) -> Staleness:
         """How old the oldest marker is, per origin and at worst, in milliseconds."""

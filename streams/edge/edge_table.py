@@ -73,7 +73,7 @@ class EdgeTable:
         self._options, self._decode, self._clock = options, decode, clock
         self._replicas: dict[Replica, TablePartition] = {}
         self.cache = RowCache(options.cache_bytes)
-        self.watch = WatchLog(wall_ms(), options.watch_changes_max)
+        self.watch = WatchLog(time.time_ns(), options.watch_changes_max)
         self._indices: OrderedDict[str | None, LiveIndex] = OrderedDict()
         self._version = 0
         self._digest: tuple[int, int, Digest] | None = None

@@ -24,6 +24,7 @@ class TableSpec:
     keys in several replicas are different rows, each read and purged alone, not parts of one value.
     `home`: of a sequenced table the region that its one replica comes from; the sequencer feeds it, not a changelog.
     `sources`: of a deployed UDF's table its inputs, (keyspace, partitions), as their partitions follow one another.
+    `public`: of such a table the name that readers use; `EdgeTables.point` says which generation that means.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TableSpec:
     apart: bool = False
     home: str = ""
     sources: tuple[tuple[str, int], ...] = ()
+    public: str = ""
 
     @classmethod
     def of(cls, keyspace: Keyspace) -> TableSpec:
@@ -54,12 +56,13 @@ class TableSpec:
         return cls(keyspace.name, keyspace.name, keyspace.merge, 1, (topic,), purge=False, home=home)
 
     @classmethod
-    def deployed(cls, tables: Sequence[FoldTable]) -> TableSpec:
+    def deployed(cls, tables: Sequence[FoldTable], public: str = "") -> TableSpec:
         """The table of a deployed UDF, from its FoldTables, one for each input."""
         first = tables[0]
         inputs = tuple(each.keyspace.events_topic for each in tables)
         sources = tuple((each.keyspace.name, each.keyspace.partitions) for each in tables)
-        return cls(first.name, first.keyspace.name, first.merge, first.partitions, inputs, sources=sources)
+        keyspace = first.keyspace.name
+        return cls(first.name, keyspace, first.merge, first.partitions, inputs, sources=sources, public=public)
 
     @property
     def keyspaces(self) -> tuple[str, ...]:

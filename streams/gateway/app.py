@@ -26,6 +26,7 @@ from streams.gateway.routes_strong import StrongRoutes
 from streams.gateway.routes_system import SystemRoutes
 from streams.gateway.routes_tables import TableRoutes
 from streams.gateway.routes_telemetry import TelemetryRoutes
+from streams.gateway.routes_udf_versions import UdfVersionRoutes
 from streams.gateway.routes_udfs import UdfRoutes
 from streams.model.errors import NotFound
 
@@ -51,6 +52,7 @@ class GatewayApp:
             *TableRoutes(gateway).operations(),
             *TelemetryRoutes(gateway).operations(),
             *KeyspaceRoutes(gateway).operations(),
+            *UdfVersionRoutes(gateway).operations(),
             *UdfRoutes(gateway).operations(),
             *SystemRoutes(gateway, self.openapi).operations(),
         ]

@@ -27,6 +27,11 @@ class Tables(Protocol):
         ...
 
     @property
+    def served(self) -> dict[str, EdgeTable]:
+        """All tables by the names that readers use."""
+        ...
+
+    @property
     def applied(self) -> Token:
         """What is visible here."""
         ...

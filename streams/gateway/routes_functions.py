@@ -99,7 +99,7 @@ class FunctionRoutes:
         function = await service.find(call.part("name"))
         part = function.part
         for table in part.tables:
-            if table not in self._gateway.tables.tables:
+            if table not in self._gateway.tables.served:
                 raise Unavailable(f"this region does not serve table {table} yet", fix="try again, or elsewhere")
             for keyspace in self._gateway.tables.table(table).spec.keyspaces:
                 authorize(call.principal, keyspace, "read")

@@ -150,11 +150,16 @@ class StreamRoutes:
                 position = None
         elif FROM_START.text(call) == "start":
             position = None
-        return await stream(gateway, call, "watch", self._rows(table, prefix, position))
+        return await stream(gateway, call, "watch", self._rows(call.part("table"), table, prefix, position))
 
-    async def _rows(self, table: EdgeTable, prefix: bytes, position: Position | None) -> AsyncIterator[bytes]:
+    async def _rows(
+        self, name: str, table: EdgeTable, prefix: bytes, position: Position | None
+    ) -> AsyncIterator[bytes]:
         yield RETRY
         while True:
+            now = self._gateway.tables.served.get(name, table)
+            if now is not table:  # another generation of the rows is served
+                table, position = now, None
             try:
                 if position is None:
                     position = table.watch.latest

@@ -52,7 +52,7 @@ class SystemRoutes:
 
     async def metrics(self, call: Call) -> Reply:
         """The exposition format."""
-        for name in self._gateway.tables.tables:
+        for name in self._gateway.tables.tables | self._gateway.tables.served:
             staleness = self._gateway.tables.staleness_ms(name)
             self._gateway.metrics.staleness_ms.labels(name).set(staleness)
         self._measure_tables()

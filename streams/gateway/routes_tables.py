@@ -71,7 +71,7 @@ class TableRoutes:
         """Names and settings; a presented token is waited for, over all tables."""
         await self._gateway.await_token(self._gateway.token_of(call))
         rows = []
-        for name, table in sorted(self._gateway.tables.tables.items()):
+        for name, table in sorted(self._gateway.tables.served.items()):
             spec = table.spec
             if not all(call.principal.may(keyspace, "read") for keyspace in spec.keyspaces):
                 continue

@@ -6,29 +6,20 @@ from streams.gateway.auth import ANYONE, authorize, authorize_deploy
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
-from streams.gateway.multipart import parse_multipart
-from streams.gateway.params import IntParam, Param
+from streams.gateway.routes_udf_versions import (
+    FORM,
+    FROM,
+    IN_PLACE,
+    KEEP,
+    NAME,
+    WAIT,
+    order_of,
+    read_form,
+    service_of,
+    touched,
+)
 from streams.gateway.udfs import UdfService
-from streams.model.errors import BadInput, Unavailable
-from streams.wasm.admission import admit_manifest
-from streams.wasm.manifest import Manifest
-
-NAME = Param("name", "path", "The UDF", {"type": "string"}, True)
-WAIT = IntParam("wait", "How many seconds to wait, at most, for all regions that are heard from", 0, 50, 10)
-_FORM: dict[str, object] = {
-    "type": "object",
-    "required": ["manifest", "module"],
-    "properties": {
-        "manifest": {"type": "string", "description": "udf.toml"},
-        "module": {"type": "string", "format": "binary", "description": "The WebAssembly module"},
-    },
-}
-
-
-def touched(manifest: Manifest) -> tuple[str, ...]:
-    """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
-    function = manifest.function
-    return manifest.inputs if function is None else tuple(dict.fromkeys((*function.tables, *function.puts)))
+from streams.model.clock import wall_ms
 
 
 class UdfRoutes:
@@ -46,10 +37,10 @@ class UdfRoutes:
                 "POST",
                 "/v1/udfs",
                 self.deploy_udf,
-                "Deploy a UDF (a fold or a function) in all regions",
+                "Deploy a UDF (a fold or a function) in all regions; another version of a fold is built beside it",
                 "deploy",
-                (WAIT,),
-                {"multipart/form-data": _FORM},
+                (WAIT, FROM, IN_PLACE, KEEP),
+                {"multipart/form-data": FORM},
                 {400: "The manifest or the module is refused", 409: "It does not fit what is deployed"},
                 tag="udfs",
             ),
@@ -68,9 +59,7 @@ class UdfRoutes:
 
     @property
     def _service(self) -> UdfService:
-        if self._gateway.udfs is None:
-            raise Unavailable("this gateway serves no UDFs", fix="start it with `streams gateway`")
-        return self._gateway.udfs
+        return service_of(self._gateway)
 
     async def list_udfs(self, call: Call) -> Reply:
         """Those whose inputs the caller may read, by name."""
@@ -93,22 +82,13 @@ class UdfRoutes:
         """Judge it, write it at home, and wait for the regions."""
         service = self._service
         wait_s = WAIT.read(call)
-        parts = parse_multipart(call.header(b"content-type") or "", await call.body())
-        for name in ("manifest", "module"):
-            if name not in parts:
-                raise BadInput("the part is missing", field=name, fix="send the parts manifest and module")
-        try:
-            text = parts["manifest"].decode()
-        except UnicodeDecodeError:
-            raise BadInput("udf.toml is not UTF-8", field="manifest", fix="save it as UTF-8") from None
-        manifest = admit_manifest(text, service.caps)
-        authorize_deploy(call.principal, touched(manifest))
-        deployed = await service.deploy(manifest, text, parts["module"], call.principal.name)
-        return reply(await service.settled(deployed, 10 if wait_s is None else wait_s))
+        manifest, text, module = await read_form(call, service)
+        deployed = await service.deploy(manifest, text, module, call.principal.name, order_of(call))
+        return reply(await service.settled(deployed.name, deployed.number, 10 if wait_s is None else wait_s))
 
     async def remove_udf(self, call: Call) -> Reply:
         """Answers when it is removed at home and here."""
         service, name = self._service, call.part("name")
         authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
-        gone = await service.udfs.remove(name)
+        gone = await service.udfs.remove(name, call.principal.name, service.keep_ms(None), wall_ms())
         return reply({"removed": gone.name, "table": gone.manifest.table})

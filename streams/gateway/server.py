@@ -35,6 +35,7 @@ from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
 from streams.gateway.trading import Trading
+from streams.gateway.udf_versions import VersionKeeper
 from streams.gateway.udfs import UdfService, tell_supervisor
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
@@ -131,9 +132,12 @@ class GatewayServer:
             lambda: self.definitions.keyspaces,
             self._heard_ms,
             self._table_ms,
-            lambda: self.tables.tables,
+            lambda: self.tables.served,
             options.udfs,
+            self.tables.pointed,
         )
+        self.versions = VersionKeeper(self.udfs, self.tables, self._admin)
+        self.versions.moved = self._follow_definitions
         self.gateway = Gateway(
             topology,
             region,
@@ -209,6 +213,7 @@ class GatewayServer:
             await asyncio.wait_for(self.trading.replica.caught_up.wait(), self._options.sequencer.wait_s)
         self.gateway.started = True
         self._spawn(self.purger.run(), "purger")
+        self._spawn(self.versions.run(), "versions of UDFs")
         log.info("tables are caught up; serving")
 
     async def _start_admin(self) -> None:
@@ -237,10 +242,12 @@ class GatewayServer:
         deployed = self.udfs.tables()
         new = [each for name, tables in deployed.items() if name not in self.tables.tables for each in tables]
         folded = [TableSpec.folded(each) for each in fold_tables(keyspaces)]
-        if gone := {name for name, each in self.tables.tables.items() if each.spec.sources} - deployed.keys():
-            self._spawn(self.tables.retire(gone), "retired tables")
         self.tables.set_tables([*folded, *self.udfs.specs()])
-        tell_supervisor(self._options.data, self.gateway.region.name, self.udfs.udfs.folds)
+        self.versions.follow()
+        every = {name for name, each in self.tables.tables.items() if each.spec.sources}
+        if gone := every - deployed.keys() - self.versions.held:
+            self._spawn(self.tables.retire(gone), "retired tables")
+        tell_supervisor(self._options.data, self.gateway.region.name, self.udfs.labels())
         tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
         self.functions.follow(self.udfs.udfs.live)
         if new and self.gateway.started:
@@ -284,7 +291,9 @@ class GatewayServer:
     async def _report(self, of: Deployment, state: str, reason: str) -> None:
         """Tell all regions how a function does here."""
         region = self.gateway.region
-        said = UdfState(of.name, region.name, of.manifest.version, of.sha256, state, reason[:500], wall_ms())
+        said = UdfState(
+            of.name, region.name, of.manifest.version, of.sha256, state, reason[:500], wall_ms(), of.generation
+        )
         await StateWriter(region.bootstrap_servers, self.producer).report(said)
 
     async def _ensure_tables(self, tables: Iterable[FoldTable]) -> None:

@@ -7,16 +7,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streams.definitions import releases
 from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables
+from streams.definitions.releases import Release, Wish
 from streams.definitions.udf_states import StateReader
 from streams.definitions.udfs import Udfs
 from streams.edge.options import TableSpec
+from streams.gateway.udf_logs import reaches
 from streams.model.clock import wall_ms
-from streams.model.errors import Conflict
+from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
 from streams.model.keyspace import Keyspace
 from streams.model.topology import Topology
@@ -30,8 +33,23 @@ HEARD_MS = 10_000
 """A region whose tables' markers are older is not heard from."""
 _CLOCKS_MS = 2_000
 """How much regions' clocks may differ."""
+CAUGHT_UP_MS = 2_000
+"""A version has caught up in a region once its markers are no more than this behind what else is heard from there."""
+_POLL_S = 0.1
 DIRECTORY = "udfs"
 PENDING = {"state": "pending", "reason": "the region is not heard from", "version": None, "at": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a deploy is asked for. `from_ms`: fold what was accepted then or later; 0: all of the log, and `beginning`:
+    refuse if that has lost its beginning. `keep_ms`: how long what is replaced is kept; None: as the operator says.
+    """
+
+    how: str = releases.AUTO
+    from_ms: int = 0
+    beginning: bool = True
+    keep_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -39,7 +57,7 @@ class UdfService:
     """Deployed UDFs as one region's gateway sees them.
 
     `heard_ms`: how old a region's newest word is; `table_ms`: the same of a table's; `keyspaces`: those defined;
-    `table_names`: the tables served here.
+    `table_names`: the tables served here; `pointed`: the table that readers of a name are served from here.
     """
 
     topology: Topology
@@ -51,6 +69,7 @@ class UdfService:
     table_ms: Callable[[str, str], int]
     table_names: Callable[[], Collection[str]] = tuple
     caps: DeployCaps = field(default_factory=DeployCaps)
+    pointed: Callable[[str], str | None] = lambda _: None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
@@ -71,32 +90,131 @@ class UdfService:
             if each.manifest.table == name:
                 raise Conflict(f"{name} is the table of UDF {each.name}", field="name", fix="choose another name")
 
-    async def deploy(self, manifest: Manifest, text: str, module: bytes, who: str) -> Deployment:
+    @property
+    def at_home(self) -> bool:
+        """Whether this is a gateway of the region that decides."""
+        return self.region == self.topology.home.name
+
+    async def deploy(
+        self,
+        manifest: Manifest,
+        text: str,
+        module: bytes,
+        who: str,
+        order: Order = Order(),
+    ) -> Deployment:
         """Admit a UDF and write it, for all regions. BadInput, Conflict: why it is refused. Timeout: look again."""
+        keyspaces = self.keyspaces()
         if manifest.function is not None:
-            check_function(manifest, self.keyspaces(), self.table_names())
+            check_function(manifest, keyspaces, self.table_names())
         else:
-            check_inputs(manifest, self.keyspaces())
-        await asyncio.to_thread(admit_module, module, manifest, self.caps, ModuleCache())
-        await self.udfs.deploy(Deployment.make(text, module, wall_ms(), who, self.region), self.caps.udfs)
-        return self.udfs.get(manifest.name)
+            check_inputs(manifest, keyspaces)
+        inputs = [keyspaces[name] for name in manifest.inputs]
+        began, _ = await asyncio.gather(
+            reaches(self.topology.regions, inputs, order.from_ms),
+            asyncio.to_thread(admit_module, module, manifest, self.caps, ModuleCache()),
+        )
+        made = Deployment.make(text, module, wall_ms(), who, self.region)
+        wish = Wish(order.how, order.beginning, self.keep_ms(order.keep_ms))
+        return await self.udfs.deploy(replace(made, from_ms=order.from_ms, began=began), self.caps.udfs, wish)
+
+    def keep_ms(self, asked_ms: int | None) -> int:
+        """How long a replaced version is kept. BadInput for longer than the operator allows."""
+        most = int(self.caps.keep_s * 1000)
+        if asked_ms is not None and asked_ms > most:
+            raise BadInput(f"{asked_ms / 1000:g} s is over the operator's {most / 1000:g} s", field="keep")
+        return most if asked_ms is None else asked_ms
+
+    async def promote(self, name: str, who: str, *, force: bool, wait_s: float) -> int:
+        """Serve the candidate, in all regions; the number of what is served then.
+
+        Waits up to `wait_s` until it has caught up everywhere, then Conflict; `force` waits for nothing.
+        """
+        number, deadline = self.udfs.release(name).candidate, time.monotonic() + wait_s
+        while number and not force:
+            caught_up = self.caught_up(name, number)
+            if all(caught_up.values()):
+                break
+            if time.monotonic() >= deadline:
+                late = ", ".join(region for region, done in caught_up.items() if not done)
+                raise Conflict(f"it has not caught up in {late}", field="name", fix="wait longer, or use force")
+            await asyncio.sleep(_POLL_S)
+            release = self.udfs.release(name)
+            if release.candidate != number:
+                return release.active  # it took over by itself, or somebody else decided
+        release = await self.udfs.promote(name, number, wall_ms(), who, at_once=force)
+        return release.active
+
+    def caught_up(self, name: str, number: int) -> dict[str, bool]:
+        """By region: whether a version's table has everything that was accepted there up to a moment ago.
+
+        Its markers say so, and a marker is exact: of each partition, everything accepted before its time is in.
+        """
+        version = self.udfs.version(name, number)
+        if version is None:
+            return dict.fromkeys(self.topology.names, False)
+        return {region: self._caught_up(version.table, region) for region in self.topology.names}
+
+    def _caught_up(self, table: str, region: str) -> bool:
+        heard_ms = self.heard_ms(region)
+        return heard_ms <= HEARD_MS and self.table_ms(table, region) - heard_ms <= CAUGHT_UP_MS
+
+    def labels(self) -> list[str]:
+        """The workers that a region runs: one for each generation of each UDF."""
+        return [each.label for name in self.udfs.folds for each in self.udfs.generations(name).values()]
 
     def tables(self) -> dict[str, list[FoldTable]]:
-        """The tables that UDFs make, by name, one FoldTable for each input; but for names that are keyspaces'."""
-        keyspaces = self.keyspaces()
-        found = [deployed_tables(each, keyspaces) for each in self.udfs.live.values()]
-        return {tables[0].name: tables for tables in found if tables and tables[0].name not in keyspaces}
+        """The tables that UDFs make, all generations, by name, one FoldTable for each input; but for names that are
+        keyspaces'."""
+        return {tables[0].name: tables for _, tables in self._folded()}
 
     def specs(self) -> list[TableSpec]:
         """The same for the edge."""
-        return [TableSpec.deployed(tables) for tables in self.tables().values()]
+        return [TableSpec.deployed(tables, of.manifest.table) for of, tables in self._folded()]
+
+    def _folded(self) -> list[tuple[Deployment, list[FoldTable]]]:
+        keyspaces = self.keyspaces()
+        every = [each for name in self.udfs.folds for each in self.udfs.generations(name).values()]
+        found = [(each, deployed_tables(each, keyspaces)) for each in every if each.manifest.table not in keyspaces]
+        return [(each, tables) for each, tables in found if tables]
 
     def described(self, of: Deployment) -> dict[str, Any]:
-        """A deployment and how it does in each region."""
-        return {**of.to_json(), "regions": {region: self._state(of, region) for region in self.topology.names}}
+        """A deployment, how it does in each region, and its other versions. `served_here`: the generation whose rows
+        this gateway answers with."""
+        release = self.udfs.releases[of.name]
+        pointed = self.pointed(of.manifest.table)
+        versions = [self.udfs.version(of.name, number) for number in release.kept]
+        served = (each.generation for each in versions if each is not None and each.table == pointed)
+        return {
+            **of.to_json(),
+            "regions": self._states(of),
+            "served_here": next(served, None),
+            "candidate": self._candidate(release),
+            "previous": self._previous(release),
+            "versions": release.versions(),
+        }
+
+    def _states(self, of: Deployment) -> dict[str, Any]:
+        return {region: self._state(of, region) for region in self.topology.names}
+
+    def _candidate(self, release: Release) -> dict[str, Any] | None:
+        found = self.udfs.version(release.name, release.candidate)
+        if found is None:
+            return None
+        caught_up = self.caught_up(release.name, release.candidate)
+        regions = {region: {**state, "caught_up": caught_up[region]} for region, state in self._states(found).items()}
+        takes_over = "when it has caught up" if release.swap == releases.CAUGHT_UP else "when it is promoted"
+        return {**found.to_json(), "takes_over": takes_over, "regions": regions}
+
+    def _previous(self, release: Release) -> dict[str, Any] | None:
+        found = self.udfs.version(release.name, release.previous)
+        if found is None:
+            return None
+        kept = {"kept_until": release.until_ms, "rolled_back": release.rolled_back}
+        return {**found.to_json(), **kept, "regions": self._states(found)}
 
     def _state(self, of: Deployment, region: str) -> dict[str, Any]:
-        found = self.states.get(region, of.name)
+        found = self.states.get(region, of.name, of.generation)
         if self.heard_ms(region) > HEARD_MS:
             return dict(PENDING)
         known = found is not None and (found.sha256, found.version) == (of.sha256, of.manifest.version)
@@ -104,28 +222,40 @@ class UdfService:
             # Not reported yet; a report of what came before, or from before it was removed, says nothing.
             return {"state": "starting", "reason": "", "version": None, "at": None}
         state = found.state
-        quiet_ms = min(wall_ms() - found.at_ms, self.table_ms(of.manifest.table, region))
+        quiet_ms = min(wall_ms() - found.at_ms, self.table_ms(of.table, region))
         if state == "active" and of.manifest.function is None and quiet_ms > HEARD_MS:
             state = "starting"  # it was active, and its worker has not written since: it is down, or coming up again
         return {"state": state, "reason": found.reason, "version": found.version, "at": found.at_ms}
 
-    async def settled(self, of: Deployment, wait_s: float) -> dict[str, Any]:
-        """`described`, once no region that is heard from is still starting it, or after `wait_s`."""
+    async def settled(self, name: str, number: int, wait_s: float) -> dict[str, Any]:
+        """`described`, once what was decided of a version is so here and in the regions that are heard from, or after
+        `wait_s`."""
         deadline = time.monotonic() + wait_s
         while True:
             self._changed.clear()
-            found = self.described(of)
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or all(each["state"] != "starting" for each in found["regions"].values()):
-                return found
+            if left_s <= 0 or self._is_settled(name, number):
+                return self.described(self.udfs.get(name))
             try:
-                await asyncio.wait_for(self._changed.wait(), min(left_s, 0.5))
+                await asyncio.wait_for(self._changed.wait(), min(left_s, _POLL_S))
             except TimeoutError:
                 continue
 
+    def _is_settled(self, name: str, number: int) -> bool:
+        found, release = self.udfs.version(name, number), self.udfs.release(name)
+        if found is None or number not in (release.active, release.candidate):
+            return True
+        states = {each["state"] for each in self._states(found).values()}
+        if number == release.active:
+            return "starting" not in states and self.pointed(found.manifest.table) in (found.table, None)
+        if states & {"refused", "failing"}:
+            return True
+        return release.swap == releases.HOLD and all(self.caught_up(name, number).values())
+
 
 def tell_supervisor(data: Path, region: str, names: list[str]) -> None:
-    """Say which UDFs the region runs: a supervisor on this machine keeps a worker for each (region/deployed.py)."""
+    """Say which UDFs the region runs, by their workers' labels: a supervisor on this machine keeps a worker for each
+    (region/deployed.py)."""
     path = data / DIRECTORY / f"{region}.json"
     body = json.dumps({"udfs": sorted(names)}) + "\n"
     try:

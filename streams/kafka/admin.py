@@ -141,6 +141,14 @@ class Admin:
         """The first offset that is still there (log start)."""
         return await self._offsets(tps, _EARLIEST, 0)
 
+    async def first_since(self, tps: Iterable[tuple[str, int]], since_ms: int) -> dict[TP, tuple[int, int] | None]:
+        """The first record of each partition that is of `since_ms` or later: its offset and time; None: there is none.
+
+        With 0 that is the log's first record: how far back it reaches.
+        """
+        found = await self._records_at(tps, since_ms)
+        return {tp: at if at[0] >= 0 else None for tp, at in found.items()}
+
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; those that do not exist are skipped. Returns when metadata no longer shows them."""
         response = await self._controller(DeleteTopicsRequest(list(names), int(self._timeout_s * 1000)))
@@ -282,8 +290,14 @@ class Admin:
             raise Conflict("; ".join(wrong), field="topic", fix="alter the topic with Kafka's tools, or the definition")
 
     async def _offsets(self, tps: Iterable[tuple[str, int]], which: int, isolation: int) -> dict[TP, int]:
+        return {tp: offset for tp, (offset, _) in (await self._records_at(tps, which, isolation)).items()}
+
+    async def _records_at(
+        self, tps: Iterable[tuple[str, int]], which: int, isolation: int = 0
+    ) -> dict[TP, tuple[int, int]]:
+        """Offset and time of what `which` names: an end of the log, or the first record since that time."""
         waiting = {TP(*tp) for tp in tps}
-        found: dict[TP, int] = {}
+        found: dict[TP, tuple[int, int]] = {}
         deadline = Deadline(self._timeout_s)
         while waiting:
             by_node: dict[int, dict[str, list[tuple[int, int]]]] = {}
@@ -300,9 +314,9 @@ class Admin:
                     reason = _retriable(answer, "list offsets")
                     continue
                 for topic, partitions in answer.topics:
-                    for partition, code, _timestamp, offset in partitions:
+                    for partition, code, timestamp, offset in partitions:
                         if code == 0:
-                            found[TP(topic, partition)] = offset
+                            found[TP(topic, partition)] = (offset, timestamp)
                         else:
                             reason = _retriable(for_code(code)(f"{topic}/{partition}"), "list offsets")
             waiting -= found.keys()

@@ -26,12 +26,14 @@ _UDF_INPUT = {
 
 @dataclass(frozen=True, slots=True)
 class DeployedModule:
-    """A deployed UDF's module, the version that it is of, and what it may use."""
+    """A deployed UDF's module, the version that it is of, and what it may use. `from_ms`: from when on it folds the
+    log; 0: all of it."""
 
     version: str
     sha256: str
     wasm: bytes = field(repr=False)
     limits: Limits = field(default_factory=Limits)
+    from_ms: int = 0
 
 
 class Catalog(Protocol):

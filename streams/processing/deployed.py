@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from streams.definitions.deployment import Deployment, check_inputs, deployed_tables
+from streams.definitions.deployment import Deployment, check_inputs, deployed_tables, parse_label
 from streams.definitions.registry import Definitions
 from streams.definitions.udf_states import StateWriter, UdfState
 from streams.definitions.udfs import Udfs
@@ -57,8 +59,8 @@ class DeployedCatalog:
 
     @property
     def wanted(self) -> Deployment | None:
-        """What is deployed under the name now."""
-        return self._udfs.live.get(self._name)
+        """The version that this worker's generation of rows is folded with now."""
+        return self._udfs.running(self._name)
 
     @property
     def running(self) -> Deployment | None:
@@ -80,7 +82,7 @@ class DeployedCatalog:
             return
         self.refusal = ""
         self._running = wanted
-        self._module = DeployedModule(manifest.version, wanted.sha256, wanted.module, manifest.limits)
+        self._module = DeployedModule(manifest.version, wanted.sha256, wanted.module, manifest.limits, wanted.from_ms)
 
     @property
     def deployed(self) -> DeployedModule | None:
@@ -119,7 +121,8 @@ class Reporter:
         if said != self._last:
             self._last = said
             name, version = of.name, of.manifest.version
-            await self._writer.report(UdfState(name, self._region, version, of.sha256, state, reason, wall_ms()))
+            at = (wall_ms(), of.generation)
+            await self._writer.report(UdfState(name, self._region, version, of.sha256, state, reason, *at))
 
 
 def folding(runners: Sequence[PartitionRunner], sha256: str) -> str | None:
@@ -133,7 +136,7 @@ def folding(runners: Sequence[PartitionRunner], sha256: str) -> str | None:
     return "active" if there and all(there) else None
 
 
-async def serve_udf(options: WorkerOptions, topology: Topology, definitions: Definitions) -> int:
+async def serve_udf(options: WorkerOptions, topology: Topology) -> int:
     """Serve a deployed UDF until told to stop, or until it is removed; the exit status. NotFound when it is neither
     deployed nor comes within `FIND_S`. One that this region refuses is reported, and waited for its next version.
     """
@@ -142,17 +145,23 @@ async def serve_udf(options: WorkerOptions, topology: Topology, definitions: Def
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop.set)
     states = StateWriter(options.bootstrap_servers)
-    udfs = Udfs(topology, options.region, keep=options.udf)
+    udfs = Udfs(topology, options.region, keep=parse_label(options.udf)[0])
+    definitions = Definitions(topology, options.region)
     try:
-        await asyncio.gather(udfs.start(), states.start())
+        await asyncio.gather(definitions.start(), udfs.start(), states.start())
+        found = udfs.running(options.udf)
+        if found is not None:  # NAME alone is of one generation, while this process lives
+            options = replace(options, udf=found.label)
         catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache())
         reporter = Reporter(states, options.region)
         if not await _admitted(catalog, reporter, stop):
             return 0
-        return await _work(Worker(options, catalog), catalog, reporter)
+        status = await _work(Worker(options, catalog), catalog, reporter)
+        if catalog.wanted is None:
+            await asyncio.to_thread(shutil.rmtree, options.directory, ignore_errors=True)
+        return status
     finally:
-        await udfs.stop()
-        await states.stop()
+        await asyncio.gather(definitions.stop(), udfs.stop(), states.stop(), return_exceptions=True)
 
 
 async def _admitted(catalog: DeployedCatalog, reporter: Reporter, stop: asyncio.Event) -> bool:

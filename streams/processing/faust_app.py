@@ -31,6 +31,7 @@ def _no_arguments() -> Any:
 
 with _no_arguments():
     import faust
+    from faust.tables import TableManager
     from faust.transport.drivers import aiokafka as driver
 
     from streams.kafka.transport import RunConsumer, RunTransport, TransportOptions, run_topic
@@ -113,6 +114,16 @@ class SteeredTransport(RunTransport):
         self.assign, self.cut = assign, cut
 
 
+class NoTables(TableManager):  # type: ignore[misc]  # untyped in Faust
+    """Faust's tables, which this app has none of: it would wait a second for some to be registered before it joins the
+    group."""
+
+    async def on_start(self) -> None:
+        """As Faust's, without the wait."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
 async def _unused(_: frozenset[TP]) -> Mapping[TP, int]:
     raise AssertionError("SteeredConsumer asks nobody for positions")
 
@@ -140,6 +151,7 @@ class FaustGroup:
             stream_wait_empty=False,
             stream_buffer_maxsize=100_000,
             autodiscover=False,
+            TableManager=NoTables,
         )
         transport = TransportOptions(_unused, budget_bytes=options.budget_bytes, budget_runs=10_000)
         app.transport = SteeredTransport(app.conf.broker_consumer, app, transport, handlers.assign, handlers.cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,18 +50,27 @@ Seek = Callable[[TP, int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class InputPartition:
-    """One input partition: bounds from the broker, position in the consumer."""
+    """One input partition: bounds from the broker, position in the consumer. `from_ms`: a new table begins with what
+    was accepted then or later; 0: with all that there is."""
 
     admin: Admin
     seek_to: Seek
     tp: TP
+    from_ms: int = 0
 
     async def bounds(self) -> InputBounds:
         """The topic's id, the log's start, and its end (all records, open transactions included)."""
-        topic_id = (await self.admin.topic_ids([self.tp.topic]))[self.tp.topic]
-        start = (await self.admin.start_offsets([self.tp]))[self.tp]
-        end = (await self.admin.end_offsets([self.tp], committed=False))[self.tp]
-        return InputBounds(str(topic_id), start, end)
+        ids, starts, ends = await asyncio.gather(
+            self.admin.topic_ids([self.tp.topic]),
+            self.admin.start_offsets([self.tp]),
+            self.admin.end_offsets([self.tp], committed=False),
+        )
+        topic_id, start, end = ids[self.tp.topic], starts[self.tp], ends[self.tp]
+        begin: int | None = None
+        if self.from_ms:
+            first = (await self.admin.first_since([self.tp], self.from_ms))[self.tp]
+            begin = end if first is None else first[0]
+        return InputBounds(str(topic_id), start, end, begin)
 
     async def seek(self, offset: int) -> None:
         """Fetch from `offset` on."""

@@ -42,11 +42,11 @@ async def _serve(options: WorkerOptions) -> int:
     if options.only_builtin:
         return await Worker(options, BuiltinCatalog()).run()
     await wait_for_broker(options.bootstrap_servers, _BROKER_WAIT_S)
-    async with Definitions(topology_of(options), options.region) as definitions:
-        if options.udf:
-            from streams.processing.deployed import serve_udf
+    if options.udf:
+        from streams.processing.deployed import serve_udf
 
-            return await serve_udf(options, topology_of(options), definitions)
+        return await serve_udf(options, topology_of(options))
+    async with Definitions(topology_of(options), options.region) as definitions:
         return await Worker(options, DefinitionsCatalog(definitions)).run()
 
 

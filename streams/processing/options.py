@@ -18,7 +18,8 @@ STORE = StoreOptions(block_cache_bytes=48 << 20, write_buffers_bytes=64 << 20, w
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """One worker. `data`: the system's data directory. `udf`: empty for the built-in ones (they share a worker).
+    """One worker. `data`: the system's data directory. `udf`: empty for the built-in ones (they share a worker), else
+    a UDF's name, or NAME.gN: that generation of its rows.
 
     `session_s`: after how long without a heartbeat the group gives this worker's partitions to others.
     `close_s`: how long a revocation or the end may take to commit what is folded. `probe_s`: how often the inputs'

@@ -59,11 +59,13 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class InputBounds:
-    """The input's topic id and the offsets between which its log stands."""
+    """The input's topic id and the offsets between which its log stands. `begin`: where a new table begins with it;
+    None: at the log's start."""
 
     topic_id: str
     start: int
     end: int
+    begin: int | None = None
 
 
 class RunPort(Protocol):

@@ -31,9 +31,10 @@ def lost_are_expired(table: FoldTable, *, deployed: bool) -> bool:
 
 
 def start_of(table: str, input_key: str, at: InputPosition | None, bounds: InputBounds, *, expired: bool) -> int:
-    """The position to read from: the marker's, or the log's start without one. PositionError; `expired`: as `after`."""
+    """The position to read from: the marker's, without one where a new table begins. PositionError; `expired`: as
+    `after`."""
     if at is None:
-        return bounds.start
+        return bounds.start if bounds.begin is None else max(bounds.start, bounds.begin)
     where = f"{table}: the table has {input_key} up to {at.next}"
     fix = "restore the topic, or remove the table's changelog and local state to build it anew"
     if at.topic_id != bounds.topic_id:

@@ -55,8 +55,10 @@ class ChangelogRestorer:
         """
         if end is None:
             end = (await self._admin.end_offsets([self._tp]))[self._tp]
-        start = (await self._admin.start_offsets([self._tp]))[self._tp]
-        topic_id = str((await self._admin.topic_ids([self._tp.topic]))[self._tp.topic])
+        starts, ids = await asyncio.gather(
+            self._admin.start_offsets([self._tp]), self._admin.topic_ids([self._tp.topic])
+        )
+        start, topic_id = starts[self._tp], str(ids[self._tp.topic])
         store = await self._run(lambda: self._open(topic_id, start, end))
         try:
             await self._catch_up(store, start, end)

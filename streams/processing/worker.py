@@ -106,7 +106,7 @@ class PartitionFactory:
         ports = TaskPorts(
             ChangelogWriter(writer, changelog),
             restorer,
-            InputPartition(self.admin, seek, tp),
+            InputPartition(self.admin, seek, tp, deployed.from_ms if deployed else 0),
             RunDecoder(self.decoders, self.rules, table),
             UdfFold(fold),
             CatalogSchemas(self.catalog, keyspace.name),

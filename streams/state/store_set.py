@@ -53,6 +53,11 @@ class StoreSet:
         if found is not None:
             found.close()
 
+    def close_under(self, path: Path) -> None:
+        """Close the open partitions in directories below `path`."""
+        found = [each for each in list(self._open) if each.is_relative_to(path)]
+        close_all(self._open.pop(each) for each in found)
+
     def close_all(self) -> None:
         """Close every open partition, concurrently."""
         found = list(self._open.values())

@@ -27,10 +27,12 @@ _RESERVED = ("events", "table", "dead-letter", "late", "alerts", "definitions", 
 class DeployCaps:
     """What the operator allows. `module_bytes`: a module travels as one Kafka record; `udfs`: how many are deployed at
     once, each a process in every region; `limits`: the most that a manifest may ask for,
-    `functions` the same of a function."""
+    `functions` the same of a function; `keep_s`: how long a version that was replaced, or a removed table, is kept at
+    most."""
 
     module_bytes: int = 8 << 20
     udfs: int = 32
+    keep_s: float = 3600.0
     functions: FunctionCaps = field(default_factory=FunctionCaps)
     limits: Limits = field(
         default_factory=lambda: Limits(

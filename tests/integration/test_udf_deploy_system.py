@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pytest
 from streams.cli.udf_template import files_of
 from streams.client import AsyncClient, connect
 from streams.client.udfs import multipart, ready_module
-from streams.model.errors import BadInput, Conflict, NotFound, Timeout
+from streams.kafka.admin import Admin
+from streams.model.errors import BadInput, Conflict, NotFound, Timeout, Unavailable
 from streams.region import status
+from streams.serde import SchemaSet, load_builtin
 from tests.integration.functions_system import (
     functions_answer_at_the_nearest_edge,
     functions_are_refused_by_their_field,
@@ -28,7 +31,7 @@ from tests.integration.functions_system import (
 )
 from tests.support.polling import eventually
 from tests.support.small_system import ROOT, SmallSystem
-from tests.support.whole_system import FAR, HOME, WholeSystem, read_log
+from tests.support.whole_system import FAR, HOME, PACE_S, WholeSystem, read_log
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 HOSTILE = Path(__file__).parents[1] / "unit" / "hostile_udfs" / "hostile.c"
@@ -188,6 +191,123 @@ async def test_two_inputs_and_a_new_version_from_the_other_region(system: WholeS
 
 async def _knows(edge: AsyncClient, names: set[str]) -> bool:
     return names <= {each["name"] for each in await edge.keyspaces()}
+
+
+def sized(place: Path, version: str, least: int) -> Path:
+    """A UDF that counts the puts of `least` or more."""
+    changes = {"1.0.0": version, "add < 10": f"add < {least}", '["score"]': '["sized"]'}
+    return directory(place / version, "counted", changes)
+
+
+async def counted(system: WholeSystem, least: int, since_ms: int = 0) -> dict[str, int]:
+    """What such a UDF's table must hold: from both regions' logs themselves, whatever was killed meanwhile."""
+    schemas, found = SchemaSet(load_builtin().values()), Counter[str]()
+    for region in (HOME, FAR):
+        for record in await read_log(system.kafka(region), "events.sized"):
+            large = schemas.decode_value(record.value)[1]["add"] >= least
+            found[record.key.decode()] += large and record.timestamp >= since_ms
+    return dict(+found)
+
+
+@contextlib.asynccontextmanager
+async def sizes_put(system: WholeSystem, seeded: random.Random) -> AsyncIterator[None]:
+    """Puts of 1 to 20 in both regions while inside; what a killed gateway does not answer is not asked for again."""
+    stop = asyncio.Event()
+
+    async def work(region: str) -> None:
+        async with connect(system.url(region)) as edge:
+            while not stop.is_set():
+                with contextlib.suppress(Timeout, Unavailable):
+                    await edge.put(f"sized:{seeded.randrange(5)}", {"add": seeded.randint(1, 20)})
+                await asyncio.sleep(PACE_S)
+
+    tasks = [asyncio.create_task(work(region)) for region in (HOME, FAR)]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
+async def left_of(system: WholeSystem, table: str) -> list[str]:
+    """The changelogs and directories of a UDF's generations, in both regions."""
+    found = [str(path) for path in system.data.glob(f"*/*/*{table}.g*")]
+    for region in (HOME, FAR):
+        async with Admin(system.kafka(region)) as admin:
+            found += [f"{region}: {name}" for name in await admin.topics() if f"table.{table}.g" in name]
+    return sorted(found)
+
+
+async def test_versions_stand_beside_each_other_through_kills(
+    system: WholeSystem, seeded: random.Random, tmp_path: Path
+) -> None:
+    async with system.sessions() as (home, far):
+        await home.put_keyspace("sized", merge="counter")
+        await eventually(lambda: _knows(far, {"sized"}), 30)
+        await home.deploy_globally(sized(tmp_path, "1.0.0", 10), wait_s=50)
+        async with sizes_put(system, seeded):
+            await far.shadow_udf("counted", sized(tmp_path, "1.1.0", 5), wait_s=0)
+            name = f"worker-{FAR}-udf-counted.g2"
+            await eventually(lambda: processes(system).get(name, {}).get("pid"), 30)
+            await system.back(name, system.kill(name))
+            await eventually(lambda: _has_caught_up(home, far), 60)
+        ten, five = await counted(system, 10), await counted(system, 5)
+        await shows(system, "counted", ten)
+        since_ms = time.time_ns() // 10**6
+        report = await eventually(lambda: _settled_report(far), 20)
+        assert {each["key"]: (each["active"], each["candidate"]) for each in report["differences"]} == {
+            key: (ten.get(key), five[key]) for key in five if ten.get(key) != five[key]
+        }
+        async with sizes_put(system, seeded):
+            await far.deploy_globally(tmp_path / "1.1.0" / "counted", wait_s=0)  # now it takes over by itself
+            await system.back(f"gateway-{HOME}", system.kill(f"gateway-{HOME}"), 150)
+            for edge in (home, far):
+                await eventually(lambda at=edge: _serves(at, "1.1.0", 2), 60)
+        await shows(system, "counted", await counted(system, 5))
+        before = processes(system)
+        done = cli(system, "udf", "rollback", "counted")
+        assert done.returncode == 0 and "counted 1.0.0" in done.stdout, done.stderr
+        assert await _serves(home, "1.0.0", 1)
+        await shows(system, "counted", await counted(system, 10))
+        after = processes(system)
+        assert {n: each["pid"] for n, each in before.items()} == {n: each["pid"] for n, each in after.items()}
+        done = cli(system, "udf", "promote", "counted", "--region", FAR)
+        assert done.returncode == 0 and "counted 1.1.0" in done.stdout, done.stderr
+        async with Admin(system.kafka(FAR)) as admin:
+            await admin.delete_records({("events.sized", 0): 1})
+        with pytest.raises(Conflict, match=f"log of {FAR}") as refused:
+            await home.deploy_globally(sized(tmp_path, "1.2.0", 15))
+        assert refused.value.field == "from"
+        found = await far.deploy_globally(tmp_path / "1.2.0" / "counted", wait_s=50, from_=since_ms, keep="1s")
+        assert (found["version"], found["began"][FAR]["cut"]) == ("1.2.0", False), found
+        await shows(system, "counted", await counted(system, 15, since_ms))
+        await eventually(lambda: _only(system, "counted", "g3"), 60, every_s=0.2)
+        states = [(each["version"], each["state"]) for each in (await home.udf("counted"))["versions"]]
+        assert states == [("1.2.0", "active"), ("1.1.0", "collected"), ("1.0.0", "collected")]
+
+
+async def _has_caught_up(*sessions: AsyncClient) -> bool:
+    found = [(await edge.udf("counted"))["candidate"] for edge in sessions]
+    return all(region["caught_up"] for each in found if each for region in each["regions"].values()) and all(found)
+
+
+async def _settled_report(edge: AsyncClient) -> dict[str, Any] | None:
+    report = await edge.shadow_report("counted")
+    return report if report["settled"] and report["complete"] and not report["unsettled"] else None
+
+
+async def _serves(edge: AsyncClient, version: str, generation: int) -> bool:
+    try:
+        found = await edge.udf("counted")
+    except Unavailable:
+        return False
+    return (found["version"], found["served_here"]) == (version, generation)
+
+
+async def _only(system: WholeSystem, table: str, generation: str) -> bool:
+    left = await left_of(system, table)
+    assert all(name.endswith(generation) for name in left), left
+    return bool(left)
 
 
 async def test_what_is_refused_and_why(system: WholeSystem, tmp_path: Path) -> None:
