@@ -13,7 +13,8 @@ from streams.model.topology import Topology
 from streams.region import up
 from streams.region.paths import data_dir
 
-USE_CASES = ("leaderboards",)
+USE_CASES = ("leaderboards", "trading")
+TRY = {"leaderboards": "streams top score -n 10", "trading": "streams status"}
 
 
 def demo(
@@ -39,12 +40,12 @@ def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> No
     place = data_dir(data) if data else data_dir() / "demo"
 
     async def show(topology: Topology) -> None:
-        from streams.demo import leaderboard
+        from streams.demo import leaderboard, trading
 
-        await leaderboard.run(topology, say)
+        await (trading.run if use_case == "trading" else leaderboard.run)(topology, say)
         for region in topology.regions:
             say(f"gateway of {region.name}: {region.gateway_url}")
         if not once:
-            say(f"serving until Ctrl-C; data in {place}; try: streams top score -n 10 --data {place}")
+            say(f"serving until Ctrl-C; data in {place}; try: {TRY[use_case]} --data {place}")
 
     up.run(up.UpOptions(place, when_ready=show, serve=not once), say)
