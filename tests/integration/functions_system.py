@@ -94,12 +94,12 @@ async def functions_outlive_their_edge(system: WholeSystem) -> None:
                 answered.append(found.region)
 
         asking = [asyncio.create_task(ask()) for _ in range(3)]
-        await eventually(lambda: HOME in answered, 30)
+        await eventually(lambda: HOME in answered, 90)
         killed = system.kill(f"gateway-{HOME}")
-        await eventually(lambda: FAR in answered, 30)
-        await system.back(f"gateway-{HOME}", killed)
+        await eventually(lambda: FAR in answered, 90)
+        await system.back(f"gateway-{HOME}", killed, timeout_s=150)
         before = len(answered)
-        await eventually(lambda: HOME in answered[before:], 30)
+        await eventually(lambda: HOME in answered[before:], 90)
         stop.set()
         await asyncio.gather(*asking)
         await edge.remove_udf("handle_request")
