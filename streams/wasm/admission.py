@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from streams.model.errors import BadInput
 from streams.wasm.abi import validate_module
+from streams.wasm.caps import DEFAULT_CAPS, capped
 from streams.wasm.engine import Limits, ModuleCache
 from streams.wasm.manifest import Manifest, parse_manifest
 
 MANIFEST_BYTES_MAX = 64 << 10
 _FIELDS = (
     "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants",
+    "on_trap", "trap_limit", "trap_window_s",
 )  # fmt: skip
 _MERGES = ("lww", "counter", "max", "min")
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){0,3}\Z")
@@ -27,11 +29,7 @@ class DeployCaps:
 
     module_bytes: int = 8 << 20
     udfs: int = 32
-    limits: Limits = field(
-        default_factory=lambda: Limits(
-            memory_bytes=1 << 30, deadline_s=10.0, fuel=10_000_000_000, fuel_deadline_s=60.0, output_bytes=256 << 20
-        )
-    )
+    limits: Limits = DEFAULT_CAPS
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -45,7 +43,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
-    """The manifest of a fold that may be deployed. BadInput names the field that is wrong."""
+    """The manifest of a fold that may be deployed, with the limits that it gets. BadInput names what is wrong."""
     if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
         raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
     manifest = parse_manifest(text)
@@ -69,15 +67,7 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
             raise BadInput(
                 f"{topic[:80]} is the platform's own", field="outputs", fix=f"name it {manifest.name}.something"
             )
-    _check_caps(manifest.limits, caps.limits)
-    return manifest
-
-
-def _check_caps(asked: Limits, allowed: Limits) -> None:
-    for name in ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes"):
-        most = getattr(allowed, name)
-        if not getattr(asked, name) <= most:
-            raise BadInput(f"{getattr(asked, name):g} is over the operator's {most:g}", field=f"limits.{name}")
+    return replace(manifest, limits=capped(manifest, caps.limits))
 
 
 def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: ModuleCache) -> str:

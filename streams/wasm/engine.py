@@ -8,7 +8,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,11 @@ from streams.model.errors import BadInput, StreamsError
 
 TICK_S = 0.01
 STACK_BYTES = 512 * 1024
-"""Native stack of every module; the engine's, so it is the same for all."""
+"""Native stack of a module that asks for no other."""
+STACK_BYTES_MIN, STACK_BYTES_MAX = 64 << 10, 2 << 20
+"""It is the engine's, so there is an engine for each power of two; a thread has 8 MiB, of which Python needs some."""
+ROW_BYTES_MAX = 17 << 20
+"""A longer row would not fit a record of its changelog, and no commit could succeed."""
 
 
 class TrapKind(Enum):
@@ -38,9 +42,10 @@ class UdfTrap(StreamsError):
 
     title = "UDF trapped"
 
-    def __init__(self, detail: str, kind: TrapKind) -> None:
+    def __init__(self, detail: str, kind: TrapKind, frames: tuple[str, ...] = ()) -> None:
         super().__init__(detail)
         self.kind = kind
+        self.frames = frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,9 @@ class Limits:
     """What one instance may use. A call that needs more is stopped with UdfTrap.
 
     `deadline_s` counts ticks of this process, so a stopped process uses none of it. `fuel` is the instructions of one
-    call when a deadline is judged again; such a call may take `fuel_deadline_s`.
+    call when a deadline is judged again; such a call may take `fuel_deadline_s`. `stack_bytes` is rounded down to a
+    power of two. `row_bytes`: the longest row that one event may leave. None is no limit: `events_per_s`, how fast a
+    worker folds at most; `table_rows`, `table_bytes` (keys included): what a worker's part of the table may hold.
     """
 
     memory_bytes: int = 256 << 20
@@ -56,16 +63,39 @@ class Limits:
     fuel: int = 200_000_000
     fuel_deadline_s: float = 30.0
     output_bytes: int = 64 << 20
+    stack_bytes: int = STACK_BYTES
+    row_bytes: int = 16 << 20
+    events_per_s: float | None = None
+    table_rows: int | None = None
+    table_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes"):
-            if getattr(self, name) <= 0:
+        for name, value in self.numbers().items():
+            if value <= 0:
                 raise BadInput("must be positive", field=name)
         if self.memory_bytes > 4 << 30:
             raise BadInput("a module has at most 4 GiB", field="memory_bytes")
+        if not STACK_BYTES_MIN <= self.stack_bytes <= STACK_BYTES_MAX:
+            raise BadInput(f"is not from {STACK_BYTES_MIN} to {STACK_BYTES_MAX}", field="stack_bytes")
+        if self.row_bytes > ROW_BYTES_MAX:
+            raise BadInput(f"a row has at most {ROW_BYTES_MAX} bytes", field="row_bytes")
+
+    def numbers(self) -> dict[str, float]:
+        """Those that are set, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def _configure(metered: bool) -> wasmtime.Config:
+LIMIT_NAMES = tuple(each.name for each in fields(Limits))
+"""What `[limits]` of a manifest may name."""
+
+
+def stack_class(stack_bytes: int) -> int:
+    """The greatest power of two that is not over `stack_bytes`."""
+    return 1 << (stack_bytes.bit_length() - 1)
+
+
+def _configure(metered: bool, stack_bytes: int) -> wasmtime.Config:
     config = wasmtime.Config()
     config.epoch_interruption = True
     config.consume_fuel = metered
@@ -74,29 +104,30 @@ def _configure(metered: bool) -> wasmtime.Config:
     config.wasm_multi_memory = False
     config.wasm_relaxed_simd_deterministic = True
     config.cranelift_nan_canonicalization = True
-    config.max_wasm_stack = STACK_BYTES
+    config.max_wasm_stack = stack_bytes
     return config
 
 
 class EngineHost:
-    """Both engines of a process (timed by epochs; metered by fuel) and the thread that advances their epochs.
+    """The engines of a process (timed by epochs, or metered by fuel; one a stack size) and what advances their epochs.
 
     The thread runs only while a call runs and for a second after, and is stopped by `close`; it starts again by itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._engines: dict[bool, wasmtime.Engine] = {}
+        self._engines: dict[tuple[bool, int], wasmtime.Engine] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._calls = 0
 
-    def engine(self, metered: bool) -> wasmtime.Engine:
-        """The engine of this kind, made at first use."""
+    def engine(self, metered: bool, stack_bytes: int = STACK_BYTES) -> wasmtime.Engine:
+        """The engine of this kind, made at first use. `stack_bytes` as from `stack_class`."""
         with self._lock:
-            if metered not in self._engines:
-                self._engines[metered] = wasmtime.Engine(_configure(metered))
-            return self._engines[metered]
+            kind = (metered, stack_bytes)
+            if kind not in self._engines:
+                self._engines[kind] = wasmtime.Engine(_configure(*kind))
+            return self._engines[kind]
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
@@ -159,6 +190,7 @@ class CompiledModule:
     sha256: str
     module: wasmtime.Module
     metered: bool
+    stack_bytes: int = STACK_BYTES
 
 
 class ModuleCache:
@@ -167,7 +199,7 @@ class ModuleCache:
     def __init__(self, directory: Path | None = None, host: EngineHost = HOST) -> None:
         self._directory = directory or default_cache_dir()
         self._host = host
-        self._loaded: dict[tuple[str, bool], CompiledModule] = {}
+        self._loaded: dict[tuple[str, bool, int], CompiledModule] = {}
         self._lock = threading.Lock()
 
     @property
@@ -180,17 +212,21 @@ class ModuleCache:
         kind = "fuel" if metered else "time"
         return self._directory / f"{sha256}-{version('wasmtime')}-{platform.machine()}-{kind}1.cwasm"
 
-    def load(self, wasm: bytes, metered: bool = False) -> CompiledModule:
-        """The compiled module: from memory, from the cache directory, or compiled now. BadInput if it is no module."""
-        sha256 = module_hash(wasm)
+    def load(self, wasm: bytes, metered: bool = False, stack_bytes: int = STACK_BYTES) -> CompiledModule:
+        """The compiled module: from memory, from the cache directory, or compiled now. BadInput if it is no module.
+
+        `stack_bytes`: what its instances may use (`Limits`); the code is the same for all.
+        """
+        sha256, stack_bytes = module_hash(wasm), stack_class(stack_bytes)
         with self._lock:
-            found = self._loaded.get((sha256, metered))
+            found = self._loaded.get((sha256, metered, stack_bytes))
             if found is None:
-                engine = self._host.engine(metered)
+                engine = self._host.engine(metered, stack_bytes)
                 module = self._read(engine, self.path(sha256, metered))
                 if module is None:
                     module = self._compile(engine, wasm, self.path(sha256, metered))
-                found = self._loaded[sha256, metered] = CompiledModule(sha256, module, metered)
+                found = CompiledModule(sha256, module, metered, stack_bytes)
+                self._loaded[sha256, metered, stack_bytes] = found
             return found
 
     @staticmethod
