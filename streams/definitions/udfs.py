@@ -19,6 +19,7 @@ from streams.model.topology import Topology
 log = logging.getLogger(__name__)
 
 TOPIC = "udfs"
+RESUME = "resume"
 RECORD_BYTES_MAX = 20 << 20
 _KAFKA = KafkaLogOptions(
     topic=TOPIC,
@@ -33,12 +34,16 @@ class UdfsView:
 
     def __init__(self, keeps: Callable[[str], bool]) -> None:
         self.udfs: dict[str, Deployment] = {}
+        self.resumes: dict[str, int] = {}
         self._keeps = keeps
 
     def apply(self, entries: Iterable[Entry]) -> list[Entry]:
         """Take entries in; returns those that say something. One that cannot be read is logged and passed over."""
         taken = []
         for entry in entries:
+            if entry.kind == RESUME and entry.value is not None:
+                self.resumes[entry.name] = int(entry.value.get("count", 0))
+                taken.append(entry)
             if entry.kind != KIND or entry.value is None:
                 continue
             try:
@@ -95,6 +100,25 @@ class Udfs(Sequenced[UdfsView]):
 
         await self._write(plan)
         await self._visible(lambda: self._is_here(wanted, removed=False))
+
+    @property
+    def resumes(self) -> Mapping[str, int]:
+        """How often each UDF was resumed, by name; one that never was is missing."""
+        return MappingProxyType(self._view.resumes)
+
+    async def resume(self, name: str, who: str, at_ms: int) -> None:
+        """Tell all regions to go on with a UDF where it is paused. Returns when the local region has it. NotFound."""
+        count = 0
+
+        def plan(view: UdfsView) -> list[Entry]:
+            nonlocal count
+            if name not in view.udfs or view.udfs[name].removed:
+                raise NotFound(f"no UDF {name[:80]!r} is deployed", field="name", fix="see `streams udf list`")
+            count = count or view.resumes.get(name, 0) + 1
+            return [Entry(f"{RESUME}/{name}", {"name": name, "count": count, "by": who, "at_ms": at_ms})]
+
+        await self._write(plan)
+        await self._visible(lambda: self._view.resumes.get(name, 0) >= count)
 
     async def remove(self, name: str) -> Deployment:
         """Retire one: its table is not fed or served any more, its rows stay in the changelog. NotFound; Timeout."""

@@ -87,8 +87,39 @@ class UdfService:
         return [TableSpec.deployed(tables) for tables in self.tables().values()]
 
     def described(self, of: Deployment) -> dict[str, Any]:
-        """A deployment and how it does in each region."""
-        return {**of.to_json(), "regions": {region: self._state(of, region) for region in self.topology.names}}
+        """A deployment, how it does in each region, and what it uses there."""
+        regions = {
+            region: {**self._state(of, region), "meter": self.meter(region, of.manifest.table)}
+            for region in self.topology.names
+        }
+        return {**of.to_json(), "regions": regions}
+
+    def meter(self, region: str, table: str) -> dict[str, Any] | None:
+        """What the UDF of a table uses in a region; None: not reported yet."""
+        return self.states.meters.region(region, table, wall_ms())
+
+    def metered(self, region: str) -> list[tuple[str, dict[str, Any], str]]:
+        """(table, what its UDF uses, its state) of all UDFs that run in a region; built-in ones are always `active`."""
+        live = {each.manifest.table: each for each in self.udfs.live.values()}
+        gone = {each.manifest.table for each in self.udfs.every.values()} - live.keys()
+        found = []
+        for table in self.states.meters.tables():
+            meter = self.meter(region, table)
+            if meter is not None and table not in gone:
+                state = self._state(live[table], region)["state"] if table in live else "active"
+                found.append((table, meter, str(state)))
+        return found
+
+    def builtin(self) -> list[dict[str, Any]]:
+        """What the built-in UDFs use in each region, by table."""
+        deployed = {each.manifest.table for each in self.udfs.every.values()}
+        found = []
+        for table in self.states.meters.tables():
+            regions = {region: {"meter": self.meter(region, table)} for region in self.topology.names}
+            known = [each["meter"] for each in regions.values() if each["meter"] is not None]
+            if table not in deployed and known:
+                found.append({"name": known[0]["udf"], "table": table, "regions": regions})
+        return found
 
     def _state(self, of: Deployment, region: str) -> dict[str, Any]:
         found = self.states.get(region, of.name)
@@ -106,12 +137,28 @@ class UdfService:
 
     async def settled(self, of: Deployment, wait_s: float) -> dict[str, Any]:
         """`described`, once no region that is heard from is still starting it, or after `wait_s`."""
+        return await self._when(of, wait_s, lambda region, state: state != "starting")
+
+    async def resumed(self, of: Deployment, wait_s: float) -> dict[str, Any]:
+        """`described`, once no region that is heard from reports a pause from before it was resumed, or after `wait_s`.
+
+        One that is paused again, for what comes next, says so.
+        """
+        count = self.udfs.resumes.get(of.name, 0)
+
+        def over(region: str, state: str) -> bool:
+            found = self.states.get(region, of.name)
+            return state != "paused" or (found is not None and found.resumes >= count)
+
+        return await self._when(of, wait_s, over)
+
+    async def _when(self, of: Deployment, wait_s: float, done: Callable[[str, str], bool]) -> dict[str, Any]:
         deadline = time.monotonic() + wait_s
         while True:
             self._changed.clear()
             found = self.described(of)
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or all(each["state"] != "starting" for each in found["regions"].values()):
+            if left_s <= 0 or all(done(region, each["state"]) for region, each in found["regions"].items()):
                 return found
             try:
                 await asyncio.wait_for(self._changed.wait(), min(left_s, 0.5))

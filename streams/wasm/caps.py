@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streams.model.errors import BadInput
-from streams.wasm.engine import ROW_BYTES_MAX, STACK_BYTES_MAX, STACK_BYTES_MIN, Limits
+from streams.wasm.limits import ROW_BYTES_MAX, STACK_BYTES_MAX, STACK_BYTES_MIN, Limits
 from streams.wasm.manifest import Manifest
 
 DEFAULT_CAPS = Limits(

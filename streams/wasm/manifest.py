@@ -13,7 +13,7 @@ from streams.model.errors import BadInput
 from streams.model.keys import check_name
 from streams.model.row import MergeType
 from streams.model.ttl import parse_ttl_ms
-from streams.wasm.engine import LIMIT_NAMES, Limits
+from streams.wasm.limits import LIMIT_NAMES, Limits
 from streams.wasm.quarantine import OnTrap, TrapPolicy
 
 OUTPUTS_MAX = 16
