@@ -1,4 +1,4 @@
-"""`streams udf new build test deploy list remove`."""
+"""`streams udf new build test deploy list remove`, and those of `udf_safety`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import typer
 
 from streams.cli.lifecycle import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.cli.udf_safety import print_builtin, print_regions, register
 from streams.model.errors import BadInput, Conflict, StreamsError
 from streams.model.keys import check_name
 
 if TYPE_CHECKING:
     from streams.client import AsyncClient
 
-app = typer.Typer(help="Make, test, deploy, list and remove UDFs.", no_args_is_help=True)
+app = typer.Typer(help="Make, test, deploy, list and remove UDFs; look into their traps.", no_args_is_help=True)
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's directory: udf.toml, source or module.")]
 
 
@@ -45,11 +46,14 @@ def new(
 
 @app.command()
 @one_line_errors
-def build(directory: Directory) -> None:
+def build(
+    directory: Directory,
+    names: Annotated[bool, typer.Option(help="Keep functions' names, which backtraces of traps show.")] = True,
+) -> None:
     """Compile the directory's C source to WebAssembly."""
     from streams.wasm.build import write_modules
 
-    for path in write_modules(directory):
+    for path in write_modules(directory, names=names):
         print(f"{path} ({path.stat().st_size} bytes)")
 
 
@@ -91,7 +95,7 @@ def deploy(
         found = await edge.deploy_globally(directory, wait_s=wait)
         took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
         print(f"{found['name']} {found['version']} ({sha}) makes table {found['table']}, {took_s:.1f} s")
-        _print_regions(found)
+        print_regions(found)
         _check(found)
 
     run(work, region, url, data)
@@ -104,12 +108,13 @@ def list_udfs(
     url: UrlOption = None,
     data: DataOption = None,
 ) -> None:
-    """Show what is deployed, and how it does in each region."""
+    """Show what is deployed, how it does in each region and what it uses, and what the built-in ones use."""
 
     async def work(edge: AsyncClient) -> None:
-        found = await edge.udfs()
+        listed = await edge.list_udfs()
+        found = listed["udfs"]
         if as_json:
-            print(json.dumps({"udfs": found}))
+            print(json.dumps(listed))
             return
         for each in found:
             made = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each["deployed_at"] / 1000))
@@ -117,7 +122,8 @@ def list_udfs(
             inputs = ", ".join(each["inputs"])
             print(f"{each['name']} {each['version']}  {each['kind']}  {inputs} → {each['table']} ({each['merge']})")
             print(f"  {each['sha256']}  {made} UTC{who} in {each['region']}")
-            _print_regions(each)
+            print_regions(each)
+        print_builtin(listed["builtin"])
 
     run(work, region, url, data)
 
@@ -138,13 +144,10 @@ def remove(
     run(work, region, url, data)
 
 
-def _print_regions(found: dict[str, Any]) -> None:
-    for region, each in found["regions"].items():
-        reason = f": {each['reason']}" if each["reason"] else ""
-        print(f"  {region}  {each['state']}{reason}")
-
-
 def _check(found: dict[str, Any]) -> None:
     for region, each in found["regions"].items():
         if each["state"] in ("refused", "failing"):
             raise StreamsError(f"{region} does not run it: {each['reason']}")
+
+
+register(app)

@@ -30,8 +30,8 @@ def with_udf_caps(command: Callable[..., Any]) -> Callable[..., Any]:
     flags = []
     for cap in CAPS:
         default = getattr(DEFAULT_CAPS, cap.limit)
-        says = "none" if default is None else f"{default:g}"
-        option = typer.Option(cap.flag, help=f"{cap.help} Default: {says}; {cap.variable}.", metavar="NUMBER")
+        says = "none" if default is None else f"{default:,}"
+        option = typer.Option(cap.flag, help=f"{cap.help} Default: {says}.", metavar="NUMBER")
         annotation = Annotated[str | None, option]
         flags.append(
             inspect.Parameter(cap.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 TOPIC = "udfs"
 RESUME = "resume"
 RECORD_BYTES_MAX = 20 << 20
-_KAFKA = KafkaLogOptions(
+KAFKA = KafkaLogOptions(
     topic=TOPIC,
     settings={**TOPIC_SETTINGS, "max.message.bytes": str(RECORD_BYTES_MAX)},
     fetch=FetchOptions(client_id="streams-udfs", partition_bytes=1 << 20, max_wait_ms=2_000),
 )
-_OPTIONS = DefinitionsOptions(kafka=_KAFKA)
+_OPTIONS = DefinitionsOptions(kafka=KAFKA)
 
 
 class UdfsView:
