@@ -52,12 +52,13 @@ class Containment:
             waits = self._rests_until(now_s) > now_s
             return f"waits after {len(self._window)} traps ({self.policy})" if waits else ""
 
-    def free_at(self) -> float:
-        """When the next fold may begin: now or earlier, later, or never while it is paused (infinity)."""
+    def wait_s(self) -> float:
+        """How long until the next fold may begin: at most 0 for now, infinity while it is paused."""
         if self._paused:
             return math.inf
         with self._lock:
-            return max(self._rests_until(self._now_s()), self._rate_free_s)
+            now_s = self._now_s()
+            return max(self._rests_until(now_s), self._rate_free_s) - now_s
 
     def _rests_until(self, now_s: float) -> float:
         return self._window.free_at(now_s) if self.policy.on_trap is OnTrap.SKIP else now_s

@@ -243,21 +243,22 @@ class PartitionTask:
             if self._refetch:
                 self._refetch = False
                 await self._seek_back("nothing was fetched")
-            if self._may_fold_at() <= self._ports.now_s():
+            if self._wait_s() <= 0:
                 await self._fold_next()
             self._check_commit()  # nothing awaits from here to the take: what the policy knows, the fold must know
             decision = self._policy.decide(self._ports.now_s())
             if decision.action is not Action.WAIT:
                 await self._begin_commit(decision.action)
-            elif (at_s := self._may_fold_at()) > self._ports.now_s():
-                await self._sleep_until(min(at_s, math.inf if decision.at_s is None else decision.at_s))
+            elif (wait_s := self._wait_s()) > 0:
+                at_s = self._ports.now_s() + wait_s
+                await self._sleep_until(at_s if decision.at_s is None else min(at_s, decision.at_s))
         await self._finish()
 
-    def _may_fold_at(self) -> float:
-        """When the next run may be folded; infinity: when something happens."""
+    def _wait_s(self) -> float:
+        """How long until the next run may be folded; infinity: until something happens."""
         if not self._inbox or not self._policy.may_fold:
             return math.inf
-        return -math.inf if self._ports.containment is None else self._ports.containment.free_at()
+        return 0.0 if self._ports.containment is None else self._ports.containment.wait_s()
 
     async def _sleep_until(self, at_s: float) -> None:
         timeout = None if at_s == math.inf else max(0.0, at_s - self._ports.now_s())

@@ -247,8 +247,8 @@ class ContainmentPort(Protocol):
         """How many offsets to fold at once; None: as they come."""
         ...
 
-    def free_at(self) -> float:
-        """When the next fold may begin, in seconds of the task's clock."""
+    def wait_s(self) -> float:
+        """How long until the next fold may begin: at most 0 for now, infinity while it is paused."""
         ...
 
     def folded(self, events: int) -> None:
