@@ -19,13 +19,14 @@ RATE_SLICE_S = 0.25
 
 class Containment:
     """Decides when a UDF may fold and how many culprits it may put aside. From any thread; `on_resume` is called by
-    whoever resumes. Seconds are of one monotonic clock.
+    whoever resumes. Seconds are of one monotonic clock. `untried`: it was resumed, and nothing was folded since.
     """
 
     def __init__(self, limits: Limits, policy: TrapPolicy, now_s: Callable[[], float] = time.monotonic) -> None:
         self.policy = policy
         self.events_per_s = limits.events_per_s
         self.resumes = 0
+        self.untried = False
         self._now_s = now_s
         self._lock = threading.Lock()
         self._window = TrapWindow(policy)
@@ -77,6 +78,7 @@ class Containment:
 
     def folded(self, events: int) -> None:
         """So many events were folded: under a rate, the next may not begin before their time has passed."""
+        self.untried = False
         if self.events_per_s is not None:
             with self._lock:
                 now_s = self._now_s()
@@ -107,6 +109,7 @@ class Containment:
             self._paused = ""
             self._window.clear()
             self.resumes += 1
+            self.untried = True
             resumed = list(self._resumed)
         for each in resumed:
             each()

@@ -235,6 +235,11 @@ async def _work(worker: Worker, catalog: DeployedCatalog, reporter: Reporter, qu
         serving.cancel()
 
 
+def _waiting(worker: Worker) -> bool:
+    """Whether there is something to fold."""
+    return any(runner.task is not None and runner.task.lag for runner in worker.runners)
+
+
 async def _tell(
     wanted: Deployment, state: str | None, worker: Worker, catalog: DeployedCatalog, reporter: Reporter
 ) -> None:
@@ -247,7 +252,7 @@ async def _tell(
         run = worker.udfs.find(wanted.manifest.version, wanted.sha256)
         if run is not None and run.containment.paused:
             await reporter.tell(wanted, "paused", run.containment.paused[:500], catalog.resumes)
-        elif run is not None:
+        elif run is not None and not (run.containment.untried and _waiting(worker)):
             await reporter.tell(wanted, "active", run.containment.throttled)
     elif worker.runners:
         await reporter.tell(wanted, "starting")

@@ -11,7 +11,7 @@ from streams.definitions.udf_states import StateWriter
 from streams.model.clock import wall_ms
 from streams.processing.udf_runs import UdfUse
 
-EVERY_S = 5.0
+EVERY_S = 2.0
 QUIET_S = 60.0
 """How often a UDF that does nothing is reported all the same."""
 

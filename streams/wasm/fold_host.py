@@ -153,7 +153,7 @@ class FoldHost:
         self.stopped: Stopped | None = None
         self.isolating = False
         self._asked: tuple[list[bytes], Sequence[bytes | None]] = ([], ())
-        self._last_call, self._last_memory = "", 0
+        self._last_call, self._last_memory, self._last_metered = "", 0, False
         self._cancelled = threading.Event()
 
     @property
@@ -328,7 +328,7 @@ class FoldHost:
                     work.append(chosen[ends - first :])
                     chosen = chosen[: ends - first]
             try:
-                refused = self._attempt(batch if len(chosen) == batch.n else batch.select(chosen))
+                refused = self._judge(batch if len(chosen) == batch.n else batch.select(chosen))
             except UdfTrap as trap:
                 if len(chosen) > 1:
                     half = len(chosen) // 2
@@ -381,8 +381,23 @@ class FoldHost:
                 break
             found.append((key, row))
         whole = len(found) == len(keys)
-        call, memory = self._last_call, self._last_memory
-        return TrapReport(trap.kind, trap.detail, call, trap.frames, tuple(found), whole, self._metered, memory)
+        last = self._last_metered, self._last_memory
+        return TrapReport(trap.kind, trap.detail, self._last_call, trap.frames, tuple(found), whole, *last)
+
+    def _judge(self, piece: Batch) -> list[tuple[int, str]]:
+        """`_attempt`; but instructions alone condemn nobody: a single event is then given its time first, so that what
+        else was in its batch, for which they are counted, does not decide."""
+        metered = self._metered
+        try:
+            return self._attempt(piece)
+        except UdfTrap as trap:
+            if piece.n > 1 or not metered or trap.kind not in (TrapKind.FUEL, TrapKind.DEADLINE):
+                raise
+        self._metered = False
+        try:
+            return self._attempt(piece)
+        finally:
+            self._metered = True
 
     def _attempt(self, piece: Batch) -> list[tuple[int, str]]:
         """One piece on a fresh instance, taken out at once. A deadline is judged again under fuel."""
@@ -394,7 +409,7 @@ class FoldHost:
             rows, outputs = self._instance.take(), self._instance.take_outputs()
         except UdfTrap as trap:
             self._last_call = self._instance.last_call if self._instance else "instantiation"
-            self._last_memory = self.memory_bytes
+            self._last_memory, self._last_metered = self.memory_bytes, self._metered
             self._drop()
             if trap.kind is not TrapKind.DEADLINE or self._metered:
                 raise
