@@ -148,7 +148,8 @@ class UdfService:
 
         def over(region: str, state: str) -> bool:
             found = self.states.get(region, of.name)
-            return state != "paused" or (found is not None and found.resumes >= count)
+            again = found is not None and found.resumes >= count
+            return state != "starting" and (state != "paused" or again)
 
         return await self._when(of, wait_s, over)
 

@@ -23,6 +23,7 @@ from streams.model.topology import Topology
 from streams.processing.catalog import DefinitionsCatalog, DeployedModule
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
+from streams.processing.udf_runs import Inherited
 from streams.processing.worker import Worker
 from streams.serde import AvroSchema
 from streams.wasm.abi import validate_module
@@ -199,13 +200,12 @@ class Quarantine:
         self._seen = catalog.resumes
 
     def begin(self, last: UdfState | None) -> None:
-        """Pause from the start where the process before was paused and nobody has resumed it since."""
+        """Pause from the start where the process before was paused; if resumed since, try again what it stopped at."""
         running, module = self._catalog.running, self._catalog.deployed
         if last is None or running is None or module is None or last.state != "paused":
             return
-        same = (last.sha256, last.version) == (running.sha256, running.manifest.version)
-        if same and self._catalog.resumes <= last.resumes:
-            self._udfs.inherited = (module, last.reason)
+        if (last.sha256, last.version) == (running.sha256, running.manifest.version):
+            self._udfs.inherited = Inherited(module, last.reason, resumed=self._catalog.resumes > last.resumes)
 
     def follow(self) -> None:
         """Resume when somebody has asked for it."""

@@ -221,7 +221,8 @@ class UdfFold:
     def __init__(self, host: FoldHost, containment: Containment | None = None, info: UdfInfo | None = None) -> None:
         self._host = host
         self._containment, self._info = containment, info
-        self._resumes = containment.resumes if containment else 0
+        self._resumes = containment.resumes - containment.untried if containment else 0
+        self._free = -1
         self._stopped: StoppedAt | None = None
 
     @property
@@ -243,11 +244,12 @@ class UdfFold:
         raw = decoded.batch
         assert isinstance(raw, bytes | np.ndarray)
         self._stopped = None
-        contained, free = self._containment, -1
+        contained = self._containment
         if contained is not None and contained.resumes != self._resumes:
             self._resumes = contained.resumes
-            free = int(Batch.parse(raw).column("offset")[0])  # where it had stopped: does not count
-        rejects = self._host.fold(raw, load_rows, None if contained is None else contained.allowance(free))
+            self._free = int(Batch.parse(raw).column("offset")[0])  # where it had stopped: does not count
+        allowance = None if contained is None else contained.allowance(self._free)
+        rejects = self._host.fold(raw, load_rows, allowance)
         stopped = self._host.stopped
         if not rejects and stopped is None:
             return ()
@@ -255,7 +257,7 @@ class UdfFold:
         if stopped is not None:
             self._stopped = self._stopped_at(batch, stopped)
         if contained is not None:
-            contained.trapped(sum(r.kind is RejectKind.TRAP and r.offset != free for r in rejects))
+            contained.trapped(sum(r.kind is RejectKind.TRAP and r.offset != self._free for r in rejects))
         return [self._refused(batch.event(reject.index), reject) for reject in rejects]
 
     def _stopped_at(self, batch: Batch, stopped: Stopped) -> StoppedAt:
@@ -272,8 +274,9 @@ class UdfFold:
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The changed rows, and events of earlier batches that only now turned out to stop the module."""
         rows, late = self._host.take(), self._host.late_rejects
-        if late and self._containment is not None:
-            self._containment.trapped(len(late))
+        counted = sum(each.event.offset != self._free for each in late)
+        if counted and self._containment is not None:
+            self._containment.trapped(counted)
             self._containment.judge_late()
         return rows, [self._refused(each.event, each.reject) for each in late]
 

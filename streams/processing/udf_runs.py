@@ -44,15 +44,24 @@ class UdfUse:
     paused: str
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A pause that began in an earlier process; `resumed`: and ended while none ran."""
+
+    module: DeployedModule
+    reason: str
+    resumed: bool
+
+
 class UdfRuns:
     """The runs by table. Another version of a module is another run: its pause, window and meter begin anew.
 
-    `inherited`: a module that is paused from its start, and why.
+    `inherited`: a module whose run begins paused, or resumed.
     """
 
     def __init__(self) -> None:
         self._runs: dict[str, UdfRun] = {}
-        self.inherited: tuple[DeployedModule, str] | None = None
+        self.inherited: Inherited | None = None
 
     def of(self, table: FoldTable, deployed: DeployedModule | None) -> UdfRun:
         """The run of a table's UDF as it is now."""
@@ -68,8 +77,10 @@ class UdfRuns:
             limits, policy, outputs = manifest.limits, manifest.policy, len(manifest.outputs)
         info = UdfInfo(name, version, table.name, sha256, int(table.merge), outputs, limits)
         run = UdfRun(info, Containment(limits, policy), UdfMeter(), TableUse(limits))
-        if self.inherited is not None and self.inherited[0] == deployed:
-            run.containment.pause(self.inherited[1])
+        if self.inherited is not None and self.inherited.module == deployed:
+            run.containment.pause(self.inherited.reason)
+            if self.inherited.resumed:
+                run.containment.resume()
         self._runs[table.name] = run
         return run
 

@@ -230,6 +230,7 @@ async def test_a_pause_holds_through_a_kill_until_it_is_resumed(system: OneRegio
         pid = int(system.udf_worker("pauser")["pid"])
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: _restarted(system, pid), 60, every_s=0.1)
+        await eventually(lambda: _said_again(edge, paused["at"]), 90, every_s=0.1)
         await edge.put("h:new", {"add": 1})
         await shows(system, "good", {**before, **{f"h:{word}": 1 for word in WORDS}, "h:new": 1})
         await is_in(edge, "pauser", "paused")
@@ -255,6 +256,11 @@ async def test_a_pause_holds_through_a_kill_until_it_is_resumed(system: OneRegio
 def _restarted(system: OneRegion, pid: int) -> bool:
     found = system.udf_worker("pauser")
     return found["state"] == "running" and found["pid"] not in (None, pid)
+
+
+async def _said_again(edge: AsyncClient, at_ms: int) -> bool:
+    found = await state_of(edge, "pauser")
+    return bool(found["state"] == "paused" and found["at"] > at_ms)
 
 
 async def _rows(system: OneRegion, table: str) -> dict[str, int]:

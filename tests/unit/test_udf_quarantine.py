@@ -13,7 +13,10 @@ import pytest
 import wasmtime
 
 from streams.model.errors import BadInput
+from streams.model.fold_table import FoldTable
+from streams.model.keyspace import BUILTIN
 from streams.model.row import MergeType, counter_sums, decode_row
+from streams.processing.catalog import DeployedModule
 from streams.processing.commit import CommitOptions
 from streams.processing.containment import Containment
 from streams.processing.partition_task import PartitionTask, TaskIdentity, TaskOptions
@@ -21,6 +24,7 @@ from streams.processing.ports import Decoded, RunPort, TaskPorts
 from streams.processing.run_part import part_of
 from streams.processing.table_use import CountedStore, TableUse
 from streams.processing.udf_ports import UdfFold
+from streams.processing.udf_runs import Inherited, UdfRuns
 from streams.state.partition import TablePartition
 from streams.wasm.admission import DeployCaps, admit_manifest
 from streams.wasm.batch import Event, build
@@ -369,6 +373,25 @@ async def test_pause_loses_nothing_and_resume_goes_on_where_it_stopped(
     await strict.close(task, running)
 
 
+async def test_a_trap_that_shows_late_counts_once_it_is_found(hostile: bytes, cache: ModuleCache) -> None:
+    """A row that is too large is found when rows are taken: its event was passed, so it is put aside; then it pauses."""
+    keys = ["k:a", "k:giant", "k:b"]
+    place = Place(cache, keys)
+    contained = Containment(LIMITS, TrapPolicy(OnTrap.PAUSE, 1, 3600.0))
+    task = place.task(hostile, contained)
+    running = await place.serve(task)
+    await eventually(lambda: task.paused != "" and committed(task, 3), 20)
+    assert place.totals() == {"k:a": 1, "k:b": 1} and place.letters() == [(1, "")]
+    place.broker.events += [("k:giant", 1), ("k:b", 1), ("k:giant", 1)]
+    task.offer(FakeRun(3, 5, 5), lambda: None)
+    contained.resume()  # its first event traps late, which does not count either
+    await eventually(lambda: committed(task, 5), 20)
+    assert not task.paused and place.totals() == {"k:a": 1, "k:b": 2}
+    task.offer(FakeRun(5, 6, 6), lambda: None)
+    await eventually(lambda: task.paused != "" and committed(task, 6), 20)
+    await place.close(task, running)
+
+
 async def test_skip_goes_on_at_a_bounded_rate(hostile: bytes, cache: ModuleCache) -> None:
     keys = [("k:trap" if i % 4 == 0 else f"k:{i % 3}") for i in range(40)]
     place = Place(cache, keys)
@@ -446,3 +469,31 @@ def test_a_tables_rows_are_counted_through_changes_and_reopening(tmp_path: Path)
     again.apply([(b"a", row(20_000))], marker(4), 4)
     assert "table_bytes = 10000" in said[1]
     again.close()
+
+
+# ---- a pause that outlives its process
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_pause_is_inherited_until_it_was_resumed(hostile: bytes, cache: ModuleCache, resumed: bool) -> None:
+    keys = ["k:a", "k:trap", "k:b", "k:trap"]
+    policy = TrapPolicy(OnTrap.PAUSE, 1, 3600.0)
+    module = DeployedModule("1.0", module_hash(hostile), hostile, LIMITS, "u", policy)
+    runs = UdfRuns()
+    runs.inherited = Inherited(module, "it had trapped", resumed)
+    table = FoldTable("t", BUILTIN[0], MergeType.COUNTER)
+    run = runs.of(table, module)
+    assert runs.of(table, module) is run and runs.find("1.0", module.sha256) is run
+    place = Place(cache, keys)
+    place.broker.log_start = 1
+    task = place.task(hostile, run.containment)
+    running = await place.serve(task)
+    if resumed:
+        await eventually(lambda: task.paused != "" and committed(task, 3), 20)
+        assert place.totals() == {"k:b": 1} and "offset 3" in task.paused, "past what it had stopped at"
+    else:
+        await eventually(lambda: len(place.broker.units) > 3, 20)
+        assert task.paused == "it had trapped" and task.position == 1
+    await place.close(task, running)
+    other = replace(module, version="1.1")
+    assert not runs.of(table, other).containment.paused and runs.find("1.0", module.sha256) is None
