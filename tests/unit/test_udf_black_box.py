@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -144,7 +143,7 @@ def test_the_command(named: bytes, cache: ModuleCache, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["same"] is True
     other = DeadLetter.of_json(saved.read_bytes())
     saved.write_text(replace(other, key=b"k:fine").to_json())
-    with pytest.raises((typer.Exit, click.exceptions.Exit)):
+    with pytest.raises(typer.Exit):
         udf_safety.replay(str(saved))
     assert "no trap: 1 rows changed" in capsys.readouterr().out
     for text, error in (("{}", BadInput), ("[1]", BadInput), ("no JSON", BadInput)):

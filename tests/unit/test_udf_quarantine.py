@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 import wasmtime
+from typer.testing import CliRunner
 
+from streams.cli.udf_caps import with_udf_caps
 from streams.model.errors import BadInput
 from streams.model.fold_table import FoldTable
 from streams.model.keyspace import BUILTIN
@@ -374,7 +378,7 @@ async def test_pause_loses_nothing_and_resume_goes_on_where_it_stopped(
 
 
 async def test_a_trap_that_shows_late_counts_once_it_is_found(hostile: bytes, cache: ModuleCache) -> None:
-    """A row that is too large is found when rows are taken: its event was passed, so it is put aside; then it pauses."""
+    """A row that is too large is found when rows are taken: its event was passed, so it is put aside."""
     keys = ["k:a", "k:giant", "k:b"]
     place = Place(cache, keys)
     contained = Containment(LIMITS, TrapPolicy(OnTrap.PAUSE, 1, 3600.0))
@@ -497,3 +501,27 @@ async def test_a_pause_is_inherited_until_it_was_resumed(hostile: bytes, cache: 
     await place.close(task, running)
     other = replace(module, version="1.1")
     assert not runs.of(table, other).containment.paused and runs.find("1.0", module.sha256) is None
+
+
+# ---- the operator's flags
+
+
+def test_flags_reach_the_processes_that_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cap in CAPS:
+        monkeypatch.delenv(cap.variable, raising=False)
+    seen: list[Limits] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_udf_caps
+    def command(place: str = "here") -> None:
+        seen.append(caps_from_env(os.environ))
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["--udf-deadline-max-s", "0.25", "--udf-table-max-rows", "7"]).exit_code == 0
+    assert (seen[0].deadline_s, seen[0].table_rows, seen[0].fuel) == (0.25, 7, DEFAULT_CAPS.fuel)
+    monkeypatch.setenv("STREAMS_UDF_DEADLINE_MAX_S", "0.25")  # so that what the command set is taken back
+    monkeypatch.setenv("STREAMS_UDF_TABLE_MAX_ROWS", "7")
+    bad = runner.invoke(app, ["--udf-stack-max-bytes", "12"])
+    assert bad.exit_code != 0 and isinstance(bad.exception, BadInput) and bad.exception.field == "--udf-stack-max-bytes"
+    assert all(cap.flag in runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).output for cap in CAPS)
