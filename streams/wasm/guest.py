@@ -51,13 +51,13 @@ class Guest:
         )
         self._memory: wasmtime.Memory | None = None
         self._meter.started()
-        with self._counted():
-            try:
+        try:
+            with self._counted():
                 instance = wasmtime.Instance(self._store, compiled.module, [])
-            except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-                trap = self._trap(error)
-                self._store.close()
-                raise trap from None
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            trap = self._trap(error)
+            self._store.close()
+            raise trap from None
         exports = instance.exports(self._store)
         self._exports = {n: f for n in exports if isinstance(f := exports[n], wasmtime.Func)}
         self._functions: dict[str, FastFunction] = {}

@@ -16,7 +16,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import wasmtime
 
 from streams.client import AsyncClient, connect
 from streams.client.udfs import ready_module
@@ -30,6 +29,7 @@ from tests.integration.test_udf_deploy_system import directory
 from tests.support.polling import eventually
 from tests.support.small_system import ROOT, SmallSystem
 from tests.support.whole_system import read_log
+from tests.unit.test_udf_deploy import EXPORTS, TAKE, wat
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 HOSTILE = Path(__file__).parents[1] / "unit" / "hostile_udfs" / "hostile.c"
@@ -273,9 +273,9 @@ async def test_a_module_that_cannot_run_is_reported_and_waited_for(system: OneRe
     """Past the gateway's judgement, as another region's gateway with other rules would write it."""
     place = directory(tmp_path, "broken", {'["score"]': '["h"]'})
     text, module = (place / "udf.toml").read_text(), ready_module(place, (place / "udf.toml").read_bytes())
-    start = bytes(wasmtime.wat2wasm("(module (func $s unreachable) (start $s))"))
+    start = wat(EXPORTS + TAKE + "(func $s unreachable) (start $s)")
     async with connect(system.url) as edge, Udfs(system.topology, REGION) as udfs:
-        for version, wasm, says in (("1.0.0", module[:2000], "compile"), ("1.0.1", start, "does not export")):
+        for version, wasm, says in (("1.0.0", module[:2000], "compile"), ("1.0.1", start, "does not start")):
             made = Deployment.make(text.replace("1.0.0", version), wasm, 1, "", REGION)
             await udfs.deploy(made, 32)
             await eventually(lambda said=says: _refused(edge, said), 60, every_s=0.05)

@@ -25,7 +25,7 @@ from streams.processing.udf_ports import UdfFold
 from streams.processing.udf_runs import Inherited, UdfRuns
 from streams.wasm.batch import Event, build
 from streams.wasm.build import compile_source
-from streams.wasm.engine import HOST, Limits, ModuleCache, UdfTrap, module_hash
+from streams.wasm.engine import HOST, Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_host import Allowance, Cancelled, FoldHost, FoldOptions
 from streams.wasm.guest import Guest
 from streams.wasm.meter import UdfMeter
@@ -109,6 +109,17 @@ def test_a_module_uses_no_more_stack_than_its_limit(cache: ModuleCache) -> None:
         guest.close()
         assert 10 < len(trap.value.frames) <= 32 and trap.value.frames[1].startswith("r+0x")
     assert 0 < depths[0] == depths[1] < depths[2] / 10, depths
+
+
+@pytest.mark.parametrize("metered", [False, True])
+def test_a_trap_in_the_start_function_is_a_trap_like_others(cache: ModuleCache, metered: bool) -> None:
+    for body, kinds in (("unreachable", (TrapKind.TRAP,)), ("(loop br 0)", (TrapKind.DEADLINE, TrapKind.FUEL))):
+        start = f'(module (memory (export "memory") 1) (func $s {body}) (start $s))'
+        compiled = cache.load(bytes(wasmtime.wat2wasm(start)), metered)
+        meter = UdfMeter()
+        with pytest.raises(UdfTrap) as trap:
+            Guest(compiled, LIMITS, HOST, meter)
+        assert trap.value.kind in kinds and trap.value.frames[0].startswith("s") and meter.reading().calls == 1
 
 
 def test_hold_stops_before_the_culprit_and_skip_after_the_allowed_ones(hostile: bytes, cache: ModuleCache) -> None:
