@@ -19,8 +19,11 @@ from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_v
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
 from streams.bench.mirror import MirrorOptions, bench_mirror
+from streams.bench.orders import OrdersBench, bench_orders
 from streams.bench.report import Report, Result
 from streams.bench.restore import RestoreBench, bench_restore
+from streams.bench.strong import StrongOptions, bench_strong
+from streams.bench.udf import UdfOptions, bench_udf
 from streams.model.errors import BadInput, StreamsError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,6 +51,10 @@ class Request:
         found = IngestOptions(self.seconds, self.events, self.rounds, plot=self.plot, parts=self.parts or PARTS)
         return replace(found, contenders=self.only) if self.only else found
 
+    def strong(self) -> StrongOptions:
+        """As `strong` takes them; BadInput."""
+        return StrongOptions(parts=self.parts) if self.parts else StrongOptions()
+
 
 Bench = Callable[[Request, Say], Sequence[Result]]
 BENCHES: dict[str, Bench] = {
@@ -59,6 +66,9 @@ BENCHES: dict[str, Bench] = {
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
     "hostile": lambda _, say: bench_hostile(say),
+    "strong": lambda request, say: bench_strong(request.strong(), say),
+    "orders": lambda _, say: bench_orders(OrdersBench(), say),
+    "udf": lambda _, say: bench_udf(UdfOptions(), say),
     "mirror": lambda _, say: bench_mirror(MirrorOptions(), say),
 }
 
@@ -81,7 +91,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="rounds, of which the median counts")] = ROUNDS,
     only: Annotated[str, typer.Option(help="contenders, separated by commas")] = "",
     seconds: Annotated[float, typer.Option(help="ingest: of sustained load")] = IngestOptions().seconds,
-    parts: Annotated[str, typer.Option(help=f"ingest: of {', '.join(PARTS)}, separated by commas")] = "",
+    parts: Annotated[str, typer.Option(help="ingest and strong: which of their parts, separated by commas")] = "",
     plot: Annotated[Path | None, typer.Option(help="ingest: where the charts of its growth go, as SVG")] = None,
 ) -> None:
     """Run benchmarks, each beside its peers in one run; they start their own system and stop it."""

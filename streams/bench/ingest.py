@@ -27,6 +27,7 @@ EOS = "kafka-streams-eos-v2"
 GOAL_PER_S, GOAL_RATIO = 1_000_000, 8
 PARTS = ("sustained", "latency", "http", "growth")
 WORKER, KAFKA, GATEWAY = "worker", "kafka", "gateway"
+FIRST_MINUTE_S = 60.0
 GROWTH = ((1_000, 10_000), (100_000, 10_000), (1_000_000, 10_000), (1_000, 1_000), (1_000, 100))
 """Devices and puts a frame."""
 Say = Callable[[str], None]
@@ -160,7 +161,21 @@ def _costs(ran: Ran) -> list[Result]:
         limit = 10.0 if kind == WORKER else None
         what = f"RSS of the {kind}, growth from the run's second quarter to its last"
         rows.append(at_most(what, (rss[1] / rss[0] - 1) * 100, "%", limit))
-    return rows
+    return [*rows, *_after_a_minute(ran)]
+
+
+def _after_a_minute(ran: Ran) -> list[Result]:
+    """For runs that are long enough to tell a leak from filling caches: the worker's memory after the first minute."""
+    sizes = [
+        (each.at_s, sum(size for name, size in each.rss_bytes.items() if name.startswith(WORKER)))
+        for each in ran.samples
+    ]
+    first = [size for at_s, size in sizes if FIRST_MINUTE_S - 10 <= at_s < FIRST_MINUTE_S]
+    later = [size for at_s, size in sizes if at_s >= 1.5 * FIRST_MINUTE_S]
+    if not first or not later:
+        return []
+    what = "RSS of the worker, most after a minute and a half over most around the first minute"
+    return [at_most(what, (max(later) / max(first) - 1) * 100, "%", 10.0)]
 
 
 def _idle(system: OwnSystem, options: IngestOptions) -> list[Result]:

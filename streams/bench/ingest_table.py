@@ -82,7 +82,7 @@ async def _rows(bootstrap_servers: str, table: str) -> Rows:
 
 def _windows(rows: Rows, names: Mapping[str, str], prefix: str) -> dict[str, dict[int, Four]]:
     """The windows of 10 s of some series, by their names. `names`: what a row's key begins with → its name."""
-    schema = load_builtin()["streams.TelemetrySegment"]
+    schema = load_builtin()["streams.TelemetryPanes"]
     found: dict[str, dict[int, Four]] = defaultdict(dict)
     metric = METRIC.encode()
     for (_, key), row in rows.items():

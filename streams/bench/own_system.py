@@ -10,14 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streams.bench.http_client import Connection
 from streams.bench.machine import cpu_percent
+from streams.bench.wan import far_apart
 from streams.model.errors import StreamsError, Timeout
+from streams.region.plan import DEFAULT_REGIONS
 
 UP_TIMEOUT_S = 180.0
 SETTLE_S = 60.0
@@ -61,20 +63,25 @@ def streams_command(*arguments: str, data: Path, timeout_s: float = 60.0) -> str
 
 
 @contextmanager
-def own_system(*regions: str, settle_s: float = SETTLE_S) -> Iterator[OwnSystem]:
+def own_system(
+    *regions: str, settle_s: float = SETTLE_S, brokers: int | None = None, rtt_ms: float = 0.0
+) -> Iterator[OwnSystem]:
     """The two-region default, or these regions, empty, while the context lasts; StreamsError when that fails.
 
-    It is left to calm down for at most `settle_s` first.
+    It is left to calm down for at most `settle_s` first. `brokers`: of each region. `rtt_ms`: what regions ask of each
+    other takes so long; then the regions are the default ones.
     """
-    named = ["--regions", ",".join(regions)] if regions else []
+    options = ["--regions", ",".join(regions)] if regions else []
+    options += [] if brokers is None else ["--brokers", str(brokers)]
     data = Path(tempfile.mkdtemp(prefix="streams-bench-"))
     try:
-        try:
-            streams_command("up", "--detach", *named, data=data, timeout_s=UP_TIMEOUT_S)
-            settle(settle_s)
-            yield parse_status(data, json.loads(streams_command("status", "--json", data=data)))
-        finally:
-            streams_command("down", data=data)
+        with far_apart(data, DEFAULT_REGIONS, rtt_ms / 2) if rtt_ms else nullcontext():
+            try:
+                streams_command("up", "--detach", *options, data=data, timeout_s=UP_TIMEOUT_S)
+                settle(settle_s)
+                yield parse_status(data, json.loads(streams_command("status", "--json", data=data)))
+            finally:
+                streams_command("down", data=data)
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
@@ -129,6 +136,15 @@ def memory_of(pids: set[int]) -> Memory:
         pss_kb += int(fields["Pss"])
         rss_kb += int(fields["Rss"])
     return Memory(pss_kb * 1024, rss_kb * 1024)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has used, in user and kernel mode; 0 when it has ended. Linux only."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def with_descendants(pids: set[int]) -> set[int]:

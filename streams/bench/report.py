@@ -11,7 +11,7 @@ from rich.table import Table
 
 from streams.bench.machine import machine
 
-PEER_NAMES = ("kafka-streams-eos-v2", "kafka-streams", "quix", "faust")
+PEER_NAMES = ("kafka-streams-eos-v2", "kafka-streams", "quix", "faust", "python")
 
 
 @dataclass(frozen=True, slots=True)

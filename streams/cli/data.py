@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Put, get, follow and rank.", no_args_is_help=True, pretty_exceptions_enable=False)
 
+IfVersion = Annotated[
+    int | None,
+    typer.Option("--if-version", "--if-match", min=0, help="Only if the strong key has this version (0: is absent)."),
+]
+Identity = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="The same command with the same key is executed once; strong keyspaces."),
+]
 Key = Annotated[str, typer.Argument(help="keyspace:rest, as in score:alice.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
@@ -28,9 +36,8 @@ def put(
     key: Key,
     value: Annotated[str, typer.Argument(metavar="JSON", help='The value; for a counter {"add": n}.')],
     ttl: Annotated[str | None, typer.Option(help="Time to live: seconds, or 90s, 15m, 1h, 7d.")] = None,
-    if_version: Annotated[
-        int | None, typer.Option(min=0, help="Only if the key has this version (0: is absent); strong keyspaces.")
-    ] = None,
+    if_version: IfVersion = None,
+    idempotency_key: Identity = None,
     region: RegionOption = None,
     url: UrlOption = None,
     data: DataOption = None,
@@ -39,9 +46,11 @@ def put(
 
     async def work(edge: AsyncClient) -> None:
         if if_version is None:
-            receipt = await edge.put(key, _json(value), ttl=ttl)
+            receipt = await edge.put(key, _json(value), ttl=ttl, idempotency_key=idempotency_key)
         else:
-            receipt = await edge.put_strong(key, _json(value), ttl=ttl, if_version=if_version)
+            receipt = await edge.put_strong(
+                key, _json(value), ttl=ttl, if_version=if_version, idempotency_key=idempotency_key
+            )
         _print(_plain(receipt))
 
     run(work, region, url, data)
@@ -69,11 +78,22 @@ def get(
 
 
 @app.command()
-def delete(key: Key, region: RegionOption = None, url: UrlOption = None, data: DataOption = None) -> None:
+def delete(
+    key: Key,
+    if_version: IfVersion = None,
+    idempotency_key: Identity = None,
+    region: RegionOption = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
     """Delete a key; prints where the event is once it is durable."""
 
     async def work(edge: AsyncClient) -> None:
-        _print(_plain(await edge.delete(key)))
+        if if_version is None and idempotency_key is None:
+            receipt = await edge.delete(key)
+        else:
+            receipt = await edge.delete_strong(key, if_version=if_version, idempotency_key=idempotency_key)
+        _print(_plain(receipt))
 
     run(work, region, url, data)
 

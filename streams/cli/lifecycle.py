@@ -50,12 +50,16 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 @with_udf_caps
 def up(
     regions: Annotated[str | None, typer.Option(help="Region names, home first. Default: us-east,eu-west")] = None,
+    brokers: Annotated[
+        int | None,
+        typer.Option(help="Kafka brokers a region: 1 (the default), or 3, of which any one may be lost.", min=1),
+    ] = None,
     data: Data = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; `streams down` stops it.")] = False,
 ) -> None:
     """Start Kafka, MirrorMaker 2, workers and gateways; existing data is kept. Ctrl-C stops everything."""
     names = parse_regions(regions) if regions is not None else None
-    options = starting.UpOptions(data_dir(data), names)
+    options = starting.UpOptions(data_dir(data), names, brokers=brokers)
     if detach:
         starting.detach(options, _say)
     else:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "load": Entry("streams.cli.load:app", "Put a CSV, NDJSON, Parquet or Arrow file."),
     "export": Entry("streams.cli.export:app", "Write a table's rows to such a file."),
     "route": Entry("streams.cli.route:app", "Show the gateway that serves a place: streams route 40.7 -74.0"),
+    "invoke": Entry("streams.cli.invoke:app", "Run a function at the nearest edge: streams invoke handle_request '{}'"),
     "verify": Entry("streams.cli.verify:verify", "Check that a history of concurrent clients is linearizable."),
     "udf": Entry("streams.cli.udf:app", "Make, test, deploy, list and remove UDFs."),
     "demo": Entry("streams.demo.command:demo", "Run a use case end to end."),

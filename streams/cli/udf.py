@@ -27,6 +27,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's director
 def new(
     name: Annotated[str, typer.Argument(help="The UDF's name; the directory NAME is made here.")],
     lang: Annotated[str, typer.Option(help="The language: c.")] = "c",
+    kind: Annotated[str, typer.Option(help="fold (events to rows) or function (request to response).")] = "fold",
 ) -> None:
     """Write a small UDF that works, with test vectors."""
     from streams.cli.udf_template import files_of
@@ -34,12 +35,14 @@ def new(
     check_name(name, field="NAME")
     if lang != "c":
         raise BadInput(f"UDFs in {lang[:20]} are not built yet", field="--lang", fix="use c")
+    if kind not in ("fold", "function"):
+        raise BadInput(f"{kind[:20]!r} is no kind", field="--kind", fix="use fold or function")
     place = Path(name)
     try:
         place.mkdir()
     except FileExistsError:
         raise Conflict(f"{place} is there already", field="NAME", fix="choose another name, or remove it") from None
-    for file, text in files_of(name).items():
+    for file, text in files_of(name, kind).items():
         (place / file).write_text(text)
         print(place / file)
 
@@ -64,6 +67,7 @@ def test(directory: Directory) -> None:
     from streams.client.udfs import ready_module
     from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
     from streams.wasm.engine import ModuleCache
+    from streams.wasm.function_vectors import run_function_vectors
     from streams.wasm.manifest import read_manifest
     from streams.wasm.vectors import run_vectors
 
@@ -71,7 +75,8 @@ def test(directory: Directory) -> None:
     text = (directory / "udf.toml").read_text()
     manifest, cache = admit_manifest(text, DeployCaps()), ModuleCache()
     admit_module(ready_module(directory, text.encode()), manifest, DeployCaps(), cache)
-    failures = run_vectors(directory, cache)
+    run = run_vectors if manifest.function is None else lambda place, _: run_function_vectors(place)
+    failures = run(directory, cache)
     for line in failures:
         print(line)
     if failures:
@@ -94,7 +99,7 @@ def deploy(
         began_s = time.monotonic()
         found = await edge.deploy_globally(directory, wait_s=wait)
         took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
-        print(f"{found['name']} {found['version']} ({sha}) makes table {found['table']}, {took_s:.1f} s")
+        print(f"{found['name']} {found['version']} ({sha}) {_does(found)}, {took_s:.1f} s")
         print_regions(found)
         _check(found)
 
@@ -119,8 +124,10 @@ def list_udfs(
         for each in found:
             made = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each["deployed_at"] / 1000))
             who = f" by {each['deployed_by']}" if each["deployed_by"] else ""
-            inputs = ", ".join(each["inputs"])
-            print(f"{each['name']} {each['version']}  {each['kind']}  {inputs} → {each['table']} ({each['merge']})")
+            what = (
+                f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if "inputs" in each else _does(each)
+            )
+            print(f"{each['name']} {each['version']}  {each['kind']}  {what}")
             print(f"  {each['sha256']}  {made} UTC{who} in {each['region']}")
             print_regions(each)
         print_builtin(listed["builtin"])
@@ -142,6 +149,12 @@ def remove(
         print(f"{name} is removed")
 
     run(work, region, url, data)
+
+
+def _does(found: dict[str, Any]) -> str:
+    if found["kind"] == "function":
+        return f"answers at /v1/functions/{found['name']}"
+    return f"makes table {found['table']}"
 
 
 def _check(found: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from streams.cli.function_template import function_files
+
 MANIFEST = """\
 name = "{name}"
 version = "1.0.0"
@@ -64,8 +66,10 @@ VECTORS = {
 }
 
 
-def files_of(name: str) -> dict[str, str]:
+def files_of(name: str, kind: str = "fold") -> dict[str, str]:
     """The files of a new UDF, by name."""
+    if kind == "function":
+        return function_files(name)
     return {
         "udf.toml": MANIFEST.format(name=name),
         f"{name}.c": SOURCE.format(name=name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streams.client.invoke import Invocation
 from streams.client.routing import RouteDecision, RouteNode
 from streams.client.session import AsyncClient
 from streams.client.sync import Client
@@ -16,6 +17,7 @@ __all__ = [
     "Client",
     "Digest",
     "Event",
+    "Invocation",
     "RankedRow",
     "Receipt",
     "Rejected",

@@ -13,9 +13,11 @@ from urllib.parse import quote
 
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
+from streams.client.invoke import InvokeCalls
 from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
+from streams.client.trading import TradingCalls
 from streams.client.transport import CATCH_UP_S, Transport
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Rejected, Row
 from streams.client.udfs import udf_form
@@ -39,7 +41,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient(StrongCalls):
+class AsyncClient(StrongCalls, TradingCalls, InvokeCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and
@@ -59,6 +61,7 @@ class AsyncClient(StrongCalls):
         self.url = url.rstrip("/")
         self._bootstrap_servers = bootstrap_servers
         self._transport = Transport(self.url, bearer, catch_up_s)
+        self._begin_invoking()
         if token:
             self.observe(token)
 
@@ -83,6 +86,7 @@ class AsyncClient(StrongCalls):
 
     async def close(self) -> None:
         """Close the connections; idempotent."""
+        await self._close_others()
         await self._transport.close()
 
     async def put(
@@ -99,8 +103,13 @@ class AsyncClient(StrongCalls):
         return _receipt(body)
 
     async def delete(self, key: str) -> Receipt:
-        """Delete a key; returns when the event is durable."""
-        return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}))
+        """Delete a key; returns when the event is durable.
+
+        A connection that breaks is retried under the same idempotency key: a strong key is deleted once, not again
+        after what others have put meanwhile.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return _receipt(await self._transport.json("DELETE", _path("/v1/kv/", key), {}, headers=headers))
 
     async def get(self, key: str, *, max_staleness_ms: int | None = None, consistency: str | None = None) -> Row | None:
         """The merged row of a key, or None when it has no value.
@@ -344,7 +353,8 @@ class AsyncClient(StrongCalls):
 
         `location`: `(latitude, longitude)`, a mapping with `lat` and `lon`, or an IP address. BadInput, Unavailable.
         """
-        return decision_of(await self._transport.json("GET", "/v1/route", location_query(location)))
+        found = await self._transport.json("GET", "/v1/route", location_query(location))
+        return self._remember(decision_of(found))
 
     def subscribe(
         self,

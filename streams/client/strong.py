@@ -35,11 +35,14 @@ class StrongCalls:
         ttl: float | str | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        """Put a value; `if_version`: only if the key has this version (0: only if it is absent)."""
+        """Put a value; `if_version`: only if the key has this version (0: only if it is absent).
+
+        A key `order:ID` places the order that `value` is; the receipt has it, and its trades.
+        """
         query = {} if ttl is None else {"ttl": str(ttl)}
         headers = {**_condition(if_version), **_identity(idempotency_key), "Content-Type": "application/json"}
         body = await self._transport.json("PUT", _kv(key), query, headers=headers, body=dump(value))
-        return Receipt(**{**body, "token": Token.decode(body["token"])})
+        return _receipt(body)
 
     async def delete_strong(
         self, key: str, *, if_version: int | None = None, idempotency_key: str | None = None
@@ -47,7 +50,7 @@ class StrongCalls:
         """Delete a key; `if_version`: only if it has this version."""
         headers = {**_condition(if_version), **_identity(idempotency_key)}
         body = await self._transport.json("DELETE", _kv(key), {}, headers=headers)
-        return Receipt(**{**body, "token": Token.decode(body["token"])})
+        return _receipt(body)
 
     async def transact(
         self,
@@ -110,6 +113,10 @@ class SyncStrongCalls:
     def resolve(self, idempotency_key: str) -> Outcome:
         """See StrongCalls.resolve."""
         return self._run(self._edge.resolve(idempotency_key))
+
+
+def _receipt(body: dict[str, Any]) -> Receipt:
+    return Receipt(**{**body, "token": Token.decode(body["token"]), "trades": tuple(body.get("trades", ()))})
 
 
 def _kv(key: str) -> str:

@@ -10,17 +10,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from streams.client.follow import GIVE_UP_S
+from streams.client.invoke import SyncInvokeCalls
 from streams.client.routing import RouteDecision
 from streams.client.session import AsyncClient
 from streams.client.strong import SyncStrongCalls
 from streams.client.telemetry import TelemetryWindows, Time
+from streams.client.trading import Answer, SyncTradingCalls
 from streams.client.types import BatchReceipt, Digest, Event, RankedRow, Receipt, Row
 from streams.model.token import Token
 
 T = TypeVar("T")
 
 
-class Client(SyncStrongCalls):
+class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls):
     """`AsyncClient` on an event loop of its own in a background thread. `with connect_sync(url) as edge: ...`"""
 
     _edge: AsyncClient
@@ -155,6 +157,16 @@ class Client(SyncStrongCalls):
     def remove_udf(self, name: str) -> None:
         """See AsyncClient.remove_udf."""
         self._run(self._edge.remove_udf(name))
+
+    def trades(self, symbol: str) -> Iterator[Answer]:
+        """See TradingCalls.trades."""
+        return self._iterate(self._edge.trades(symbol))
+
+    def subscribe_book(
+        self, symbol: str, *, after: int | None = None, limit: int | None = None, quiet_s: float | None = None
+    ) -> Iterator[tuple[str, Answer]]:
+        """See TradingCalls.subscribe_book; bounded as `subscribe_partition`."""
+        return self._iterate(self._edge.subscribe_book(symbol, after=after), limit, quiet_s)
 
     def wait_for(self, token: str | Token | None = None, *, timeout_s: float = 30.0) -> None:
         """See AsyncClient.wait_for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -92,13 +92,43 @@ class Transport:
                 raw = await answer.read()
                 self._observe(answer)
                 if answer.status != 200:
-                    raise problem(answer, raw)
+                    raise problem(answer.status, answer.headers, raw)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(
                 f"{self._url} does not answer: {error or type(error).__name__}",
                 fix="is the system up? see `streams status`",
             ) from error
         return orjson.loads(raw)
+
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """One request as it is: status, headers and body of the answer, whatever they say.
+
+        Raises aiohttp's errors, which tell whether anything was sent, and TimeoutError.
+        """
+        sent = {**headers, "Causal-Token": self.token.encode()} if self.token.positions else dict(headers)
+        async with self._session.request(
+            method, self._target(path), params=query, headers=sent, data=body, timeout=timeout, allow_redirects=False
+        ) as answer:
+            raw = await answer.read()
+            self._observe(answer)
+            return answer.status, answer.headers, raw
+
+    def twin(self, url: str) -> Transport:
+        """The same session's way to another gateway, with connections of its own."""
+        return Transport(url.rstrip("/"), self._bearer, self._catch_up_s)
+
+    @property
+    def url(self) -> str:
+        """The gateway's."""
+        return self._url
 
     async def events(self, path: str, query: dict[str, str], last: str) -> AsyncGenerator[tuple[str, str, bytes], None]:
         """Server-sent events of `PATH:subscribe` as (id, kind, data), until the connection ends; keep-alives have no
@@ -109,7 +139,7 @@ class Transport:
             self._target(path + ":subscribe"), params=query, headers=headers, timeout=timeout
         ) as answer:
             if answer.status != 200:
-                raise problem(answer, await answer.read())
+                raise problem(answer.status, answer.headers, await answer.read())
             kind, data = "", b""
             async for line in _lines(answer.content):
                 name, _, value = line.partition(b":")
@@ -142,15 +172,15 @@ class Transport:
             self.token = self.token.merge(Token.decode(text))
 
 
-def problem(answer: aiohttp.ClientResponse, raw: bytes) -> StreamsError:
+def problem(status: int, headers: Mapping[str, str], raw: bytes) -> StreamsError:
     """The error of a problem document; one that says the status where there is none."""
     try:
-        error = error_of(answer.status, orjson.loads(raw))
+        error = error_of(status, orjson.loads(raw))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        text = f"the gateway answered {answer.status}: {raw[:200].decode(errors='replace')!r}"
-        return error_of(answer.status, {"detail": text})
+        text = f"the gateway answered {status}: {raw[:200].decode(errors='replace')!r}"
+        return error_of(status, {"detail": text})
     if isinstance(error, Timeout):
-        error.retry_after_s = float(answer.headers.get("Retry-After", 1))
+        error.retry_after_s = float(headers.get("Retry-After", 1))
     return error
 
 

@@ -12,7 +12,8 @@ from streams.model.token import Token
 class Receipt:
     """Where a put's or delete's event is in the log. `timestamp`: the broker's append time, epoch milliseconds.
 
-    `version`: of strong keyspaces, what the key has now (0: it is absent).
+    `version`: of strong keyspaces, what the key has now (0: it is absent). `order`, `trades`: of keys `order:ID`, the
+    order as it was placed or cancelled, and the trades that it made.
     """
 
     key: str
@@ -23,6 +24,8 @@ class Receipt:
     timestamp: int
     token: Token
     version: int | None = None
+    order: dict[str, Any] | None = None
+    trades: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streams.definitions.entries import Entry
@@ -80,16 +80,26 @@ class Deployment:
 
     def to_json(self) -> dict[str, object]:
         """As listed over HTTP."""
-        manifest = self.manifest
+        manifest, function = self.manifest, self.manifest.function
+        made: dict[str, object] = {
+            "inputs": list(manifest.inputs),
+            "table": manifest.table,
+            "merge": manifest.merges[0].label if manifest.merges else None,
+            "ttl_ms": manifest.ttl_ms,
+        }
+        if function is not None:
+            made = {
+                "capabilities": list(function.capabilities),
+                "tables": list(function.tables),
+                "puts": list(function.puts),
+                "idempotent": function.idempotent,
+            }
         return {
             "name": manifest.name,
             "version": manifest.version,
             "kind": manifest.kind,
             "sha256": self.sha256,
-            "inputs": list(manifest.inputs),
-            "table": manifest.table,
-            "merge": manifest.merges[0].label,
-            "ttl_ms": manifest.ttl_ms,
+            **made,
             "deployed_at": self.deployed_ms,
             "deployed_by": self.deployed_by,
             "region": self.region,
@@ -102,7 +112,7 @@ def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -
     Empty while an input keyspace is not known here yet.
     """
     manifest = deployment.manifest
-    if not all(name in keyspaces for name in manifest.inputs):
+    if manifest.function is not None or not all(name in keyspaces for name in manifest.inputs):
         return []
     inputs = [keyspaces[name] for name in manifest.inputs]
     total, first, found = sum(each.partitions for each in inputs), 0, []
@@ -139,6 +149,25 @@ def check_inputs(manifest: Manifest, keyspaces: Mapping[str, Keyspace]) -> None:
         )
 
 
+def check_function(manifest: Manifest, keyspaces: Mapping[str, Keyspace], tables: Collection[str]) -> None:
+    """BadInput for a table or keyspace that the function names and that there is not; Conflict for a strong one that it
+    would put to."""
+    function = manifest.function
+    assert function is not None
+    for name in function.tables:
+        if name not in tables:
+            raise BadInput(f"there is no table {name}", field="tables", fix=f"use some of {', '.join(sorted(tables))}")
+    for name in function.puts:
+        if name not in keyspaces:
+            raise BadInput(
+                f"there is no keyspace {name}", field="puts", fix=f"use some of {', '.join(sorted(keyspaces))}"
+            )
+        if keyspaces[name].is_strong:
+            raise Conflict(
+                f"keyspace {name} is strong", field="puts", fix="put to eventual or causal keyspaces; read strong ones"
+            )
+
+
 def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Deployment], udfs_max: int) -> bool:
     """Whether `wanted` is news after `before`, the last of its name. Conflict when it must not follow.
 
@@ -160,7 +189,7 @@ def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Depl
                 field="version",
                 fix=f"raise version in udf.toml over {old.version}",
             )
-        for name in ("table", "merges", "inputs", "outputs"):
+        for name in ("kind", "table", "merges", "inputs", "outputs"):
             if getattr(new, name) != getattr(old, name):
                 raise Conflict(
                     f"version {old.version} has {name} {_text(getattr(old, name))}, not {_text(getattr(new, name))}; "
@@ -169,7 +198,7 @@ def follows(wanted: Deployment, before: Deployment | None, others: Iterable[Depl
                     fix="keep it, or deploy under another name and table",
                 )
     for each in others:
-        if each.manifest.table == new.table:
+        if new.table and each.manifest.table == new.table:
             kept = " (removed; its rows are kept)" if each.removed else ""
             raise Conflict(f"{new.table} is the table of UDF {each.name}{kept}", field="table", fix="name another")
         if not each.removed and set(each.manifest.outputs) & set(new.outputs):

@@ -52,9 +52,10 @@ def topic_spec() -> TopicSpec:
 class StateWriter:
     """Reports of one region. A report that cannot be written is logged: the next one says more."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, producer: EventProducer | None = None) -> None:
+        """`producer`: one that is started and stopped elsewhere, so that `start` and `stop` are not needed."""
         self._servers = bootstrap_servers
-        self._producer = EventProducer(bootstrap_servers, ProducerOptions(client_id="streams-udf-states"))
+        self._producer = producer or EventProducer(bootstrap_servers, ProducerOptions(client_id="streams-udf-states"))
 
     async def start(self) -> None:
         """Connect; makes the topic where it is missing."""

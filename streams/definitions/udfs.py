@@ -32,7 +32,7 @@ _OPTIONS = DefinitionsOptions(kafka=KAFKA)
 class UdfsView:
     """The last deployment of each name. `keeps`: whose modules' bytes are kept in memory."""
 
-    def __init__(self, keeps: Callable[[str], bool]) -> None:
+    def __init__(self, keeps: Callable[[Deployment], bool]) -> None:
         self.udfs: dict[str, Deployment] = {}
         self.resumes: dict[str, int] = {}
         self._keeps = keeps
@@ -51,13 +51,14 @@ class UdfsView:
             except (StreamsError, KeyError, TypeError, ValueError) as error:
                 log.error("%s cannot be used: %s", entry.key, error)
                 continue
-            self.udfs[found.name] = found if self._keeps(found.name) else replace(found, module=b"")
+            self.udfs[found.name] = found if self._keeps(found) else replace(found, module=b"")
             taken.append(entry)
         return taken
 
 
 class Udfs(Sequenced[UdfsView]):
-    """The deployed UDFs as one process sees and changes them; `keep` names the one whose module it wants to run."""
+    """The deployed UDFs as one process sees and changes them; `keep` names the one whose module it wants to run;
+    `functions`: it runs all functions."""
 
     def __init__(
         self,
@@ -65,16 +66,25 @@ class Udfs(Sequenced[UdfsView]):
         region: str,
         *,
         keep: str = "",
+        functions: bool = False,
         log: DefinitionsLog | None = None,
         options: DefinitionsOptions = _OPTIONS,
     ) -> None:
+        def keeps(found: Deployment) -> bool:
+            return found.name == keep or (functions and found.manifest.function is not None)
+
         log = log or KafkaDefinitionsLog(topology, region, options.kafka)
-        super().__init__(log, UdfsView(lambda name: name == keep), UdfsView(lambda _: False), options)
+        super().__init__(log, UdfsView(keeps), UdfsView(lambda _: False), options)
 
     @property
     def every(self) -> Mapping[str, Deployment]:
         """All by name, removed ones too."""
         return MappingProxyType(self._view.udfs)
+
+    @property
+    def folds(self) -> list[str]:
+        """Names of those deployed that a worker runs."""
+        return [name for name, each in self.live.items() if each.manifest.function is None]
 
     @property
     def live(self) -> dict[str, Deployment]:

@@ -13,7 +13,7 @@ from streams.model.topology import Topology
 from streams.region import up
 from streams.region.paths import data_dir
 
-USE_CASES = ("leaderboards",)
+USE_CASES = ("leaderboards", "web")
 
 
 def demo(
@@ -36,15 +36,16 @@ def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> No
     """
     if use_case not in USE_CASES:
         raise BadInput(f"no demo {use_case!r}", field="USE_CASE", fix=f"choose one of {', '.join(USE_CASES)}")
-    place = data_dir(data) if data else data_dir() / "demo"
+    place = data_dir(data) if data else data_dir() / ("demo-web" if use_case == "web" else "demo")
 
     async def show(topology: Topology) -> None:
-        from streams.demo import leaderboard
+        from streams.demo import leaderboard, web
 
-        await leaderboard.run(topology, say)
+        await (web if use_case == "web" else leaderboard).run(topology, say)
         for region in topology.regions:
             say(f"gateway of {region.name}: {region.gateway_url}")
         if not once:
-            say(f"serving until Ctrl-C; data in {place}; try: streams top score -n 10 --data {place}")
+            hint = 'invoke handle_request \'{"user": "lucy"}\' -v' if use_case == "web" else "top score -n 10"
+            say(f"serving until Ctrl-C; data in {place}; try: streams {hint} --data {place}")
 
     up.run(up.UpOptions(place, when_ready=show, serve=not once), say)

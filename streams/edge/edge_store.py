@@ -28,8 +28,8 @@ from streams.state.store_set import StoreSet
 
 log = logging.getLogger(__name__)
 
-RowSink = Callable[[str, Sequence[tuple[bytes, bytes | None]]], None]
-"""Called with (table, rows written) in the step of a publish."""
+RowSink = Callable[[str, str, Sequence[tuple[bytes, bytes | None]]], None]
+"""Called with (table, origin, rows written) in the step of a publish."""
 
 
 class ChangelogUnit(Protocol):
@@ -238,7 +238,7 @@ class EdgeTables:
         if rows and self._observe is not None:
             self._observe(max((last_of(row) for _, row in rows if row is not None), default=0))
         if rows and self.on_rows is not None:
-            self.on_rows(table.spec.name, rows)
+            self.on_rows(table.spec.name, origin, rows)
         self.positions.advance(table.spec.name, origin, unit.marker)
         return True
 

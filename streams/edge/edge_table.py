@@ -209,6 +209,10 @@ class EdgeTable:
         """The `n` highest rows. `by`: a numeric field of JSON object rows; None: the row's own number."""
         return await self._index(by).read(lambda index: self._ranked(index.top(n), by))
 
+    def top_now(self, n: int, by: str | None = None) -> list[Ranked] | None:
+        """As `top`, if it can be answered without waiting; None otherwise."""
+        return self._index(by).read_now(lambda index: self._ranked(index.top(n), by))
+
     async def rank(self, key: bytes, by: str | None = None) -> Ranked | None:
         """Where `key` stands, from 1; None when it is absent or has no number."""
 

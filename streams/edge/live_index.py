@@ -84,6 +84,12 @@ class LiveIndex:
         if self._readers:
             self._start()
 
+    def read_now(self, answer: Callable[[OrderedIndex], T]) -> T | None:
+        """`answer` of the index if it can be given without waiting, else None; then nothing is begun."""
+        if self._built and not self._readers and self._catch_up_inline():
+            return answer(self._index)
+        return None
+
     async def read(self, answer: Callable[[OrderedIndex], T]) -> T:
         """`answer` of the index when it is whole and free of expired keys."""
         if self._built and not self._readers and self._catch_up_inline():

@@ -1,250 +1,288 @@
 """Takes dead rows out of this region's tables, by events on the log. README.md says why nothing comes back to life.
 
-Candidates come from publishes and from one scan at the start; they wait in a bounded heap until they may be due.
+Candidates come from publishes and from scans; what is due is looked at in batches, and the purges of a batch go to each
+partition together. The next batch follows when the worker has folded them: so purges never pile up on the log, and are
+as fast as the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from streams.edge.edge_store import EdgeTables
 from streams.edge.edge_table import EdgeTable
-from streams.edge.raw_merge import cells_of, deleted_of, first_expiry_of
-from streams.model.clock import NEVER_MS, ms_of
+from streams.edge.purge_candidates import Candidates
+from streams.edge.purge_rules import Purge, PurgeOptions, decide, decide_alone, due_ms
+from streams.edge.raw_merge import deleted_of
+from streams.model.clock import NEVER_MS
 from streams.model.errors import StreamsError
 from streams.model.merge import Replica, deleted_at, merge_rows
-from streams.model.row import Cell, MergeType, Row, decode_row
+from streams.model.row import decode_row
+from streams.model.token import Input, Token
+from streams.state.partition import TablePartition
+
+__all__ = ["Emit", "Keyed", "Purge", "PurgeOptions", "Purger", "decide"]
 
 log = logging.getLogger(__name__)
 
+_KEYS_AT_ONCE = 64
+_ROWS_AT_ONCE = 500
 
-@dataclass(frozen=True, slots=True)
-class Purge:
-    """The event that makes a row's dead parts go (schema streams.Purge; wasm_udfs/ABI.md says how it is folded).
+Keyed = tuple[bytes, Purge]
+Source = tuple[str, int]
+"""(keyspace, partition): where a row's events come from."""
 
-    `table`: whose row it is, when it is not the keyspace's own table's (schema streams.TablePurge).
-    """
+Rows = Sequence[tuple[bytes, bytes | None]]
 
-    generation: int
-    before_ms: int
-    last_hlc: int
-    remove: bool
-    table: str = ""
-
-
-_ONE_CELL, _NEVER, _NO_DELETE = (1).to_bytes(2, "little"), NEVER_MS.to_bytes(8, "little"), bytes(8)
-
-Emit = Callable[[str, int, bytes, Purge], Awaitable[None]]
-"""(keyspace, partition, key, purge): appends the event to that partition of `events.<keyspace>`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PurgeOptions:
-    """`grace_ms`: how long a delete is remembered at least after every origin has passed it; longer than any mirror
-    is expected to be cut. `margin_ms`: distance kept from markers' times, for clocks that differ. `retry_ms`: when a
-    candidate that is not due yet is looked at again. `candidates_max`: keys remembered. Those due later than in
-    `horizon_s`, and those beyond `candidates_max`, are found by a scan of the tables: after `rescan_s` at the latest,
-    and at once when what was remembered has been worked off."""
-
-    grace_ms: int = 600_000
-    margin_ms: int = 2_000
-    retry_ms: int = 15_000
-    interval_s: float = 1.0
-    purges_per_s: float = 500.0
-    candidates_max: int = 100_000
-    rescan_s: float = 3600.0
-    horizon_s: float = 7200.0
-
-    @classmethod
-    def remembering(cls, grace_s: float) -> PurgeOptions:
-        """Options that remember deletes for `grace_s` seconds, and look again often enough to keep to it."""
-        grace_ms = int(grace_s * 1000)
-        return cls(grace_ms=grace_ms, retry_ms=min(cls().retry_ms, max(500, grace_ms // 4)))
-
-
-def decide(
-    merge: MergeType,
-    own: Row,
-    others: Mapping[Replica, Row],
-    passed_ms: int,
-    options: PurgeOptions,
-) -> Purge | None:
-    """What may be purged of `own`, one replica's row, beside all `others` of its key; None for nothing yet.
-
-    `passed_ms`: the least marker time of all replicas of the table: everything accepted before it is in.
-    """
-    every = [own, *others.values()]
-    generation = deleted_at(every)
-
-    def killed(cell: Cell) -> bool:
-        return (cell.last_hlc if merge in (MergeType.LWW, MergeType.OPAQUE) else cell.start_hlc) <= generation
-
-    ends = [cell.expires_ms for row in every for cell in row.cells if not killed(cell)]
-    death_ms = max(ends, default=0)
-    before_ms = death_ms if death_ms + options.margin_ms < passed_ms else 0
-    left = [cell for cell in own.cells if not killed(cell) and cell.expires_ms > before_ms]
-    forgettable = (
-        not left
-        and not any(killed(cell) for row in others.values() for cell in row.cells)
-        and ms_of(max(generation, own.last_hlc)) + options.margin_ms < passed_ms
-        and (generation == 0 or ms_of(generation) + options.grace_ms + options.margin_ms < passed_ms)
-    )
-    if forgettable:
-        return Purge(generation, before_ms, own.last_hlc, True)
-    if len(left) < len(own.cells):
-        return Purge(generation, before_ms, own.last_hlc, False)
-    return None
+Emit = Callable[[str, int, Sequence[Keyed]], Awaitable[int]]
+"""(keyspace, partition, purges): appends purges, all of rows of one table, to that partition of `events.<keyspace>`;
+answers the position after them."""
 
 
 class Purger:
     """Purges this region's rows. `run` it as a task; cancel it to stop."""
 
-    def __init__(self, tables: EdgeTables, emit: Emit, options: PurgeOptions | None = None) -> None:
+    def __init__(
+        self,
+        tables: EdgeTables,
+        emit: Emit,
+        options: PurgeOptions | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tables, self._emit = tables, emit
         self._options = options or PurgeOptions()
-        self._heap: list[tuple[int, str, bytes]] = []
-        self._due: dict[tuple[str, bytes], int] = {}
-        self._scan_at_ms: int | None = 0
-        self._overflowed = False
+        self._now_s = now_s
+        self._candidates = Candidates(self._options)
+        self._scan_at_s: float | None = now_s()
+        self._scan_took_s = 0.0
+        self._scan_ended_s = now_s()
+        self._scanned_all = False
+        self._unfolded: dict[tuple[str, Input], tuple[int, float]] = {}
+        self._busy_s = 0.0
         self.emitted = 0
         tables.on_rows = self.note
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self._candidates)
 
-    def note(self, table: str, rows: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Rows were published: remember those that are dead or will be."""
+    def note(self, table: str, origin: str, rows: Rows) -> None:
+        """Rows were published: remember those that are dead or will be, and whose deletes kill what is here."""
         now_ms = self._now_ms()
+        remember, own = self._candidates.remember, origin == self._tables.options.region
         for key, row in rows:
             if row is not None:
-                at = _due_ms(row)
-                if at is not None:
-                    self._remember(at, table, key, now_ms)
-
-    def _remember(self, at_ms: int, table: str, key: bytes, now_ms: int) -> None:
-        known = self._due.get((table, key))
-        if known is not None and known <= at_ms:
-            return
-        if known is None:
-            options = self._options
-            full = len(self._due) >= options.candidates_max
-            if full or at_ms > now_ms + options.horizon_s * 1000:
-                # What is due in a day must not keep out what is due now: it is left to the scans.
-                self._overflowed = self._overflowed or full
-                if self._scan_at_ms is None:
-                    self._scan_at_ms = now_ms + int(options.rescan_s * 1000)
-                return
-        self._due[(table, key)] = at_ms
-        heapq.heappush(self._heap, (at_ms, table, key))
+                at_ms = due_ms(row) if own else 0 if deleted_of(row) else None
+                if at_ms is not None:
+                    remember(at_ms, table, key, now_ms)
 
     def _now_ms(self) -> int:
         return max((table.now_ms() for table in self._tables.tables.values()), default=0)
 
     async def run(self) -> None:
         """Purge until cancelled. A refused emit is retried later; other errors end the task."""
-        batch = max(1, int(self._options.purges_per_s * self._options.interval_s))
+        options = self._options
         while True:
-            worked_off = self._overflowed and len(self._due) < self._options.candidates_max // 2
-            if worked_off or (self._scan_at_ms is not None and self._now_ms() >= self._scan_at_ms):
-                self._scan_at_ms, self._overflowed = None, False
-                await self.scan()
+            self._busy_s = 0.0
             try:
-                await self.step(batch)
+                if self._scan_is_due():
+                    await self.scan()
+                await self.step(options.batch_max)
             except StreamsError as error:
                 log.warning("purges wait: %s", error)
-            await asyncio.sleep(self._options.interval_s)
+            more = self._candidates.is_due(self._now_ms())
+            await asyncio.sleep(self._rest_s() if more else options.interval_s)
+
+    def _rest_s(self) -> float:
+        """How long to rest after being busy, to keep to the share of time."""
+        busy_s, self._busy_s = self._busy_s, 0.0
+        return busy_s * (1 / self._options.time_share - 1)
+
+    def _scan_is_due(self) -> bool:
+        now_s, candidates = self._now_s(), self._candidates
+        if self._scan_at_s is None and (candidates.far or candidates.overflowed):
+            self._scan_at_s = now_s + self._options.rescan_s
+        rested = now_s - self._scan_ended_s >= 9 * self._scan_took_s
+        worked_off = bool(candidates.overflowed) and len(candidates) < self._options.candidates_max // 2
+        timely = self._scan_at_s is not None and now_s >= self._scan_at_s
+        return rested and (worked_off or timely)
 
     async def scan(self) -> None:
-        """Look through all rows for candidates, in steps that let others run."""
-        for name, table in list(self._tables.tables.items()):
-            if not table.spec.purge:
-                continue
-            for chunk in table.row_chunks():
-                for key, rows in chunk:
-                    self.note(name, [(key, row) for row in rows.values()])
-                await asyncio.sleep(0)
+        """Look through all rows of the tables that need it, and purge what is due on the way."""
+        candidates, began_s = self._candidates, self._now_s()
+        wanted = candidates.far | candidates.overflowed
+        candidates.far, candidates.overflowed, self._scan_at_s = set(), set(), None
+        try:
+            for name, table in list(self._tables.tables.items()):
+                if table.spec.purge and (not self._scanned_all or name in wanted):
+                    await self._scan(name, table)
+        except StreamsError:
+            candidates.far |= wanted
+            self._scan_at_s = self._now_s() + self._options.retry_ms / 1000
+            raise
+        self._scanned_all = True
+        self._scan_ended_s = self._now_s()
+        self._scan_took_s = self._scan_ended_s - began_s
+
+    async def _scan(self, name: str, table: EdgeTable) -> None:
+        chunks, batch = _chunks(table, self._tables.options.region), self._options.batch_max
+        while True:
+            started_s = time.perf_counter()
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            self.note(name, *chunk)
+            self._busy_s += time.perf_counter() - started_s
+            await asyncio.sleep(self._rest_s())
+            if len(self._candidates) >= batch and self._candidates.is_due(self._now_ms()):
+                await self.step(batch)
 
     async def step(self, limit: int) -> int:
-        """Emit up to `limit` purges that are due; returns how many."""
+        """Look at up to `limit` keys that are due; returns how many purges were emitted."""
         now_ms = self._now_ms()
-        emitted = looked = 0
-        while self._heap and self._heap[0][0] <= now_ms and emitted < limit:
-            at, name, key = heapq.heappop(self._heap)
-            if self._due.get((name, key)) != at:
+        emitted = 0
+        due = self._candidates.take(now_ms, limit)
+        while due:
+            name, keys = due.popitem()
+            table = self._tables.tables.get(name)
+            if table is None or not table.spec.purge:
                 continue
-            del self._due[(name, key)]
             try:
-                if (table := self._tables.tables.get(name)) is not None:
-                    emitted += await self._examine(table, key, now_ms)
+                emitted += await self._purge(table, keys, now_ms)
             except StreamsError:
-                self._remember(now_ms + self._options.retry_ms, name, key, now_ms)
+                for each, left in {name: keys, **due}.items():
+                    self._again(each, left, now_ms)
                 raise
-            looked += 1
-            if looked % 50 == 0:
-                await asyncio.sleep(0)
-        self.emitted += emitted
         return emitted
 
-    async def _examine(self, table: EdgeTable, key: bytes, now_ms: int) -> int:
-        region = self._tables.options.region
-        rows = {replica: decode_row(row) for replica, row in table.rows_of(key).items()}
-        mine = [replica for replica in rows if replica[0] == region]
-        if not mine or not table.spec.purge:
-            return 0
-        if table.spec.apart:
-            return await self._examine_apart(table, key, {replica: rows[replica] for replica in mine}, now_ms)
+    def _again(self, table: str, keys: Iterable[bytes], now_ms: int) -> None:
+        for key in keys:
+            self._candidates.remember(now_ms + self._options.retry_ms, table, key, now_ms)
+
+    async def _purge(self, table: EdgeTable, keys: Sequence[bytes], now_ms: int) -> int:
+        found: dict[Source, list[Keyed]] = {}
+        examine = self._examine_apart if table.spec.apart else self._examine
+        for first in range(0, len(keys), _KEYS_AT_ONCE):
+            started_s = time.perf_counter()
+            examine(table, list(keys[first : first + _KEYS_AT_ONCE]), now_ms, found)
+            self._busy_s += time.perf_counter() - started_s
+            await asyncio.sleep(0)
+        return await self._send(table, found, now_ms)
+
+    def _examine(self, table: EdgeTable, keys: list[bytes], now_ms: int, found: dict[Source, list[Keyed]]) -> None:
+        region, merge, options = self._tables.options.region, table.spec.merge, self._options
         passed_ms = now_ms - self._tables.staleness_ms(table.spec.name)
-        emitted = 0
-        for replica in mine:
-            others = {other: row for other, row in rows.items() if other != replica}
-            purge = decide(table.spec.merge, rows[replica], others, passed_ms, self._options)
-            emitted += await self._send(table, replica, key, purge)
-        merged = merge_rows(rows, now_ms)
-        deleted = deleted_at(rows.values()) > 0
-        if merged is None or deleted or merged.expires_ms != NEVER_MS:
-            later = now_ms + self._options.retry_ms
-            if merged is not None and not deleted:
-                later = max(later, min(merged.expires_ms, NEVER_MS - 1))
-            self._remember(later, table.spec.name, key, now_ms)
-        return emitted
+        for key, held in zip(keys, _rows_of(table.replicas, keys), strict=True):
+            mine = [replica for replica in held if replica[0] == region]
+            if not mine:
+                continue
+            if len(held) == 1:
+                purge = decide_alone(merge, held[mine[0]], passed_ms, options)
+                if purge is not None and purge.remove:
+                    _add(found, table, mine[0], key, purge)
+                    continue
+            rows = {replica: decode_row(row) for replica, row in held.items()}
+            for replica in mine:
+                others = {other: row for other, row in rows.items() if other != replica}
+                purge = decide(merge, rows[replica], others, passed_ms, options)
+                if purge is not None:
+                    _add(found, table, replica, key, purge)
+            merged = merge_rows(rows, now_ms)
+            deleted = deleted_at(rows.values()) > 0
+            if merged is None or deleted or merged.expires_ms != NEVER_MS:
+                later = now_ms + options.retry_ms
+                if merged is not None and not deleted:
+                    later = max(later, min(merged.expires_ms, NEVER_MS - 1))
+                self._candidates.remember(later, table.spec.name, key, now_ms)
 
-    async def _examine_apart(self, table: EdgeTable, key: bytes, mine: Mapping[Replica, Row], now_ms: int) -> int:
+    def _examine_apart(
+        self, table: EdgeTable, keys: list[bytes], now_ms: int, found: dict[Source, list[Keyed]]
+    ) -> None:
         """Each row by itself: what other replicas hold under this key are other rows, which need not have passed."""
+        region, options = self._tables.options.region, self._options
+        mine = {replica: part for replica, part in table.replicas.items() if replica[0] == region}
         markers = table.markers()
-        emitted = 0
-        for replica, row in mine.items():
-            marker = markers[replica]
-            passed_ms = 0 if marker is None else min(now_ms, marker.time_ms)
-            purge = decide(table.spec.merge, row, {}, passed_ms, self._options)
-            emitted += await self._send(table, replica, key, purge)
-        due_ms = min((cell.expires_ms for row in mine.values() for cell in row.cells), default=now_ms)
-        if due_ms != NEVER_MS:
-            self._remember(max(due_ms, now_ms + self._options.retry_ms), table.spec.name, key, now_ms)
-        return emitted
+        passed = {at: 0 if (marker := markers[at]) is None else min(now_ms, marker.time_ms) for at in mine}
+        for key, held in zip(keys, _rows_of(mine, keys), strict=True):
+            for replica, row in held.items():
+                purge = decide_alone(table.spec.merge, row, passed[replica], options)
+                if purge is not None:
+                    _add(found, table, replica, key, purge)
+                if purge is None or not purge.remove:
+                    at_ms = due_ms(row)
+                    if at_ms is not None:
+                        at_ms = max(at_ms, now_ms + options.retry_ms)
+                        self._candidates.remember(at_ms, table.spec.name, key, now_ms)
 
-    async def _send(self, table: EdgeTable, replica: Replica, key: bytes, purge: Purge | None) -> int:
-        """Emit a purge of one replica's row to that replica's own partition; how many that makes."""
-        if purge is None:
+    async def _send(self, table: EdgeTable, found: Mapping[Source, list[Keyed]], now_ms: int) -> int:
+        """Emit what may be emitted, and wait until it is folded; what is not, is looked at again."""
+        name, region, sent = table.spec.name, self._tables.options.region, 0
+        ends: dict[Input, int] = {}
+        for (keyspace, partition), purges in found.items():
+            where = Input(region, f"events.{keyspace}", partition)
+            if self._is_behind(name, where):
+                self._again(name, (key for key, _ in purges), now_ms)
+                continue
+            ends[where] = await self._emit(keyspace, partition, purges)
+            self._unfolded[name, where] = (ends[where], self._now_s())
+            self.emitted += len(purges)
+            sent += len(purges)
+        if not ends:
             return 0
-        keyspace, partition = table.spec.source_of(replica[1])
-        if table.spec.name != keyspace:
-            purge = replace(purge, table=table.spec.name)
-        await self._emit(keyspace, partition, key, purge)
-        return 1
+        try:
+            await self._tables.wait_for(Token(ends), self._options.confirm_s, name)
+        except StreamsError as late:
+            log.info("purges of %s are not folded yet: %s", name, late)
+        for where in ends:
+            if self._is_behind(name, where):
+                self._again(
+                    name, (key for key, _ in found[where.topic.removeprefix("events."), where.partition]), now_ms
+                )
+        return sent
+
+    def _is_behind(self, table: str, where: Input) -> bool:
+        """Whether purges of `table` that were sent there are not folded yet."""
+        sent = self._unfolded.get((table, where))
+        if sent is None:
+            return False
+        end, at_s = sent
+        folded = self._tables.positions.position(where, table) >= end
+        if folded or self._now_s() - at_s > self._options.give_up_s:
+            del self._unfolded[table, where]
+            return False
+        return True
 
 
-def _due_ms(row: bytes) -> int | None:
-    """When a row may have something to purge: now (0), at an expiry, or never (None)."""
-    if row[2:4] == _ONE_CELL and row[48:56] == _NEVER and row[16:24] == _NO_DELETE:
-        return None
-    cells = cells_of(row)
-    if deleted_of(row) or not cells:
-        return 0
-    expires_ms = first_expiry_of(row)
-    if cells > 1:
-        expires_ms = min(cell.expires_ms for cell in decode_row(row).cells)
-    return None if expires_ms is None or expires_ms == NEVER_MS else expires_ms
+def _rows_of(replicas: Mapping[Replica, TablePartition], keys: list[bytes]) -> list[dict[Replica, bytes]]:
+    """The encoded rows of each key; one call into each store."""
+    found: list[dict[Replica, bytes]] = [{} for _ in keys]
+    for replica, partition in replicas.items():
+        for rows, row in zip(found, partition.multi_get(keys), strict=True):
+            if row is not None:
+                rows[replica] = row
+    return found
+
+
+def _add(found: dict[Source, list[Keyed]], table: EdgeTable, replica: Replica, key: bytes, purge: Purge) -> None:
+    """A purge of one replica's row goes to that replica's own partition."""
+    source = table.spec.source_of(replica[1])
+    if table.spec.name != source[0]:
+        purge = replace(purge, table=table.spec.name)
+    found.setdefault(source, []).append((key, purge))
+
+
+def _chunks(table: EdgeTable, region: str) -> Iterator[tuple[str, Rows]]:
+    """(origin, rows): all that a purge could be due for, some at a time, each as of when it is taken."""
+    for replica in list(table.replicas):
+        if replica[0] != region and table.spec.apart:
+            continue
+        after: bytes | None = None
+        while (partition := table.replicas.get(replica)) is not None:
+            rows = partition.scan(after=after, limit=_ROWS_AT_ONCE)
+            if not rows:
+                break
+            yield replica[0], rows
+            after = rows[-1][0]

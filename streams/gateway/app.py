@@ -13,9 +13,12 @@ from streams.gateway.http import Call, Receive, Scope, Send, send_reply
 from streams.gateway.openapi import document
 from streams.gateway.problem import problem
 from streams.gateway.routes_batch import BatchRoutes
+from streams.gateway.routes_books import BookRoutes
+from streams.gateway.routes_functions import FunctionRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
+from streams.gateway.routes_orders import OrderRoutes
 from streams.gateway.routes_peers import PeerRoutes
 from streams.gateway.routes_route import RouteRoutes
 from streams.gateway.routes_streams import StreamRoutes
@@ -36,9 +39,12 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, foreign: Sequence[Route] = ()) -> None:
         self.operations: list[Operation] = [
             *KeyValueRoutes(gateway).operations(),
+            *FunctionRoutes(gateway).operations(),  # early: the router tries one after the other
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StrongRoutes(gateway).operations(),
+            *OrderRoutes(gateway).operations(),
+            *BookRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),
             *PeerRoutes(gateway).operations(),
             *RouteRoutes(gateway).operations(),

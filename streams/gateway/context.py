@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from streams.edge.edge_table import EdgeTable
 from streams.gateway.auth import Authority, authorize
+from streams.gateway.functions import FunctionService
 from streams.gateway.http import Call, Headers
 from streams.gateway.idempotency import IdempotencyOptions, IdempotencyStore
 from streams.gateway.metrics import Metrics
@@ -17,6 +18,7 @@ from streams.gateway.peers import Peers
 from streams.gateway.ports import Catalogue, EventLog, Sequencer, Tables
 from streams.gateway.probes import Probes
 from streams.gateway.subscribers import StreamOptions, Subscribers
+from streams.gateway.trading import Trading
 from streams.gateway.udfs import UdfService
 from streams.model.clock import NEVER_MS, HybridClock, ms_of
 from streams.model.errors import BadInput, Conflict, Timeout
@@ -61,9 +63,8 @@ class Gateway:
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
     here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
-    sequencer, if there is one. `udfs`: those deployed. `started`: until then only open routes are served. `closing`
-    is set when the gateway
-    stops: streams end then.
+    sequencer, if there is one; `trading`: the order books. `udfs`: those deployed; `functions`: those that run here.
+    `started`: until then only open routes are served. `closing` is set when the gateway stops: streams end then.
     """
 
     topology: Topology
@@ -78,8 +79,10 @@ class Gateway:
     log_bytes: Callable[[], Awaitable[dict[str, int]]] = _no_logs
     purges: Callable[[], int] = int
     strong: Sequencer | None = None
+    trading: Trading | None = None
     started: bool = True
     udfs: UdfService | None = None
+    functions: FunctionService | None = None
     clock: HybridClock = field(default_factory=HybridClock)
     metrics: Metrics = field(default_factory=Metrics)
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -128,6 +128,8 @@ class Call:
 
     async def body(self) -> bytes:
         """The whole body, kept for a second reading. TooLarge over the gateway's limit."""
+        if self._body is None and self._has_none():
+            self._body = b""  # asking the server for it would cost more than a short answer
         if self._body is None:
             parts = [chunk async for chunk in self.chunks(self.body_limit_bytes)]
             self._body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -148,6 +150,8 @@ class Call:
 
     async def drain(self) -> None:
         """Read and drop what is left of a refused body, within bounds; nothing when the client waits or sends more."""
+        if self._body is not None:
+            return  # all of it was read: waiting for more would be waiting for the client to leave
         declared = self._declared_bytes()
         if declared > DRAIN_BYTES_MAX or self.header(b"expect") is not None:
             return
@@ -159,6 +163,12 @@ class Call:
                     if message["type"] == "http.disconnect" or not message.get("more_body"):
                         return
                     dropped += len(message.get("body", b""))
+
+    def _has_none(self) -> bool:
+        """Whether the head says that no body follows, as HTTP/1 does by neither length nor encoding."""
+        if not str(self.scope.get("http_version", "")).startswith("1"):
+            return False
+        return self._declared_bytes() == 0 and self.header(b"transfer-encoding") is None
 
     def _declared_bytes(self) -> int:
         text = self.header(b"content-length") or "0"

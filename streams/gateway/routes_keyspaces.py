@@ -84,6 +84,12 @@ class KeyspaceRoutes:
                 field="merge",
                 fix="leave it out, or use lww",
             )
+        if wanted.is_strong and wanted.mirror != "rows":
+            raise BadInput(
+                "a strong keyspace has no events of a region to mirror: its one log is in the home region",
+                field="mirror",
+                fix="leave it out, or use rows",
+            )
         if self._gateway.udfs is not None:
             self._gateway.udfs.check_free(name)
         stored = await self._gateway.definitions.put_keyspace(wanted, schema)

@@ -6,6 +6,7 @@ from streams.gateway.context import Gateway, refuse_strong
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
 from streams.gateway.params import CAUSAL_TOKEN, CONSISTENCY, IF_MATCH, IF_NONE_MATCH, KEY_PATH, MAX_STALENESS, TTL
+from streams.gateway.routes_orders import OrderKeys
 from streams.gateway.routes_strong import StrongKeys
 from streams.kafka.producer import RecordMeta
 from streams.model.errors import NotFound
@@ -26,6 +27,7 @@ class KeyValueRoutes:
         self._gateway = gateway
         self._delete_value = delete_value()
         self._strong = StrongKeys(gateway)
+        self._orders = OrderKeys(gateway)
 
     def operations(self) -> list[Operation]:
         """The routes."""
@@ -78,6 +80,8 @@ class KeyValueRoutes:
 
     async def put_value(self, call: Call) -> Reply:
         """Append a put of the body."""
+        if (order := self._orders.addressed(call, _SLASHES)) is not None:
+            return await self._orders.put(call, order)
         key, keyspace = await self._addressed(call, "write")
         if keyspace.is_strong:
             return await self._strong.put(call, key, keyspace)
@@ -89,6 +93,8 @@ class KeyValueRoutes:
 
     async def delete_value(self, call: Call) -> Reply:
         """Append a delete."""
+        if (order := self._orders.addressed(call, _SLASHES)) is not None:
+            return await self._orders.delete(call, order)
         key, keyspace = await self._addressed(call, "write")
         if keyspace.is_strong:
             return await self._strong.delete(call, key, keyspace)
@@ -96,6 +102,8 @@ class KeyValueRoutes:
 
     async def get_value(self, call: Call) -> Reply:
         """Read the merged row."""
+        if (order := self._orders.addressed(call, _SLASHES)) is not None:
+            return await self._orders.get(call, order)
         key, keyspace = await self._addressed(call, "read")
         if keyspace.is_strong:
             return await self._strong.get(call, key)

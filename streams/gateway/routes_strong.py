@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from typing import Protocol, TypeVar
+from urllib.parse import quote, unquote_to_bytes
 
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
@@ -58,7 +59,7 @@ _EXAMPLE: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """A command to be sent: its idempotency key as text, and as the log has it."""
 
     text: str
@@ -84,9 +85,9 @@ class StrongKeys:
 
     async def _change(self, call: Call, change: Change, keyspace: Keyspace) -> Reply:
         gateway, group = self._gateway, _group(self._gateway)
-        session, asked = gateway.token_of(call), _asked(call)
+        session, asked = gateway.token_of(call), asked_of(call)
         conditions = _precondition(call, change.key)
-        result, offset = await _execute(group, asked, transaction(asked.identity, conditions, [change]))
+        result, offset = await execute_on(group, asked, transaction(asked.identity, conditions, [change]))
         headers = _told(result)
         if result.code is Code.FAILED:
             raise Moved(change.key, result.version, "If-Match" if conditions[0].version else "If-None-Match", headers)
@@ -191,8 +192,8 @@ class StrongRoutes:
         for name, keys in (("if", [each.key for each in conditions]), ("then", [each.key for each in changes])):
             if twice := next((index for index, key in enumerate(keys) if key in keys[:index]), None):
                 raise BadInput("the key is named twice", field=f"{name}[{twice}]", fix="name each key once")
-        group, session, asked = _group(gateway), gateway.token_of(call), _asked(call)
-        result, offset = await _execute(group, asked, transaction(asked.identity, conditions, changes))
+        group, session, asked = _group(gateway), gateway.token_of(call), asked_of(call)
+        result, offset = await execute_on(group, asked, transaction(asked.identity, conditions, changes))
         headers = _told(result)
         if result.code is Code.FAILED:
             raise Moved(conditions[result.condition].key, result.version, f"if[{result.condition}]", headers)
@@ -210,8 +211,10 @@ class StrongRoutes:
             raise BadInput("the key has no or too many characters", field="key", fix="give the command's key")
         text = key.decode("latin-1")
         group = _group(self._gateway)
-        asked = _Asked(text, command_id(call.principal.name, key))
-        result, offset = await _execute(group, asked, resolve(asked.identity), resolving=True)
+        asked = Asked(text, command_id(call.principal.name, key))
+        if (traded := await resolved_order(self._gateway, asked)) is not None:
+            return traded
+        result, offset = await execute_on(group, asked, resolve(asked.identity), resolving=True)
         outcomes = {Code.APPLIED: "applied", Code.FAILED: "failed", Code.CANCELLED: "cancelled"}
         found: dict[str, object] = {"idempotency_key": text, "outcome": outcomes[result.code]}
         if result.code is not Code.CANCELLED:
@@ -261,6 +264,24 @@ class StrongRoutes:
         return key, keyspace
 
 
+async def resolved_order(gateway: Gateway, asked: Asked) -> Reply | None:
+    """The result of an order under this key; None when there is none, and then there never will be.
+
+    A key is of one of two logs: it is cancelled in the orders' before the other one is asked.
+    """
+    if gateway.trading is None:
+        return None
+    result, _ = await execute_on(gateway.trading, asked, resolve(asked.identity), resolving=True)
+    if result.code is Code.CANCELLED:
+        return None
+    applied = result.code is Code.APPLIED
+    found: dict[str, object] = {"offset": result.offset, "timestamp": result.time_ms}
+    if len(result):
+        found |= {"outcome": result.outcome(0).why.name.lower()}
+    body = {"idempotency_key": asked.text, "outcome": "applied" if applied else "failed", "result": found}
+    return reply(body | {"status": 200 if applied else 409})
+
+
 class NoValue(NotFound):
     """The key was absent, or had expired, at the moment of the read."""
 
@@ -280,7 +301,7 @@ def _group(gateway: Gateway) -> Sequencer:
     return gateway.strong
 
 
-def _asked(call: Call) -> _Asked:
+def asked_of(call: Call) -> Asked:
     """The request's idempotency key, or a new one."""
     text = call.header(b"idempotency-key")
     if text is None:
@@ -291,7 +312,7 @@ def _asked(call: Call) -> _Asked:
             field="Idempotency-Key",
             fix=f"use 1 to {KEY_CHARACTERS_MAX} characters, such as a UUID",
         )
-    return _Asked(text, command_id(call.principal.name, text.encode("latin-1")))
+    return Asked(text, command_id(call.principal.name, text.encode("latin-1")))
 
 
 def _precondition(call: Call, key: bytes) -> list[Condition]:
@@ -315,7 +336,19 @@ def _precondition(call: Call, key: bytes) -> list[Condition]:
     return [Condition(key, version)]
 
 
-async def _execute(group: Sequencer, asked: _Asked, command: bytes, *, resolving: bool = False) -> tuple[Result, int]:
+class _Result(Protocol):
+    @property
+    def code(self) -> Code: ...
+
+
+R = TypeVar("R", bound=_Result, covariant=True)
+
+
+class _Group(Protocol[R]):
+    async def execute(self, command: bytes) -> tuple[R, int]: ...
+
+
+async def execute_on(group: _Group[R], asked: Asked, command: bytes, *, resolving: bool = False) -> tuple[R, int]:
     """The command's result and offset; errors for what was not executed."""
     try:
         result, offset = await group.execute(command)
@@ -346,7 +379,7 @@ class UnknownWrite(Unavailable):
     def __init__(self, why: str, key: str) -> None:
         super().__init__(
             f"the outcome is not known: {why}",
-            fix="POST /v1/commands/{idempotency_key}:resolve, or send the same request with this Idempotency-Key",
+            fix=f"POST /v1/commands/{quote(key, safe='')}:resolve, or send the same request with this Idempotency-Key",
         )
         self.extra = {"idempotency_key": key}
 

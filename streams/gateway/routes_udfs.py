@@ -1,8 +1,8 @@
-"""`/v1/udfs`: deploy a fold UDF in all regions, see where it runs, remove it."""
+"""`/v1/udfs`: deploy a UDF in all regions, see where it runs, remove it."""
 
 from __future__ import annotations
 
-from streams.gateway.auth import ANYONE, authorize_deploy
+from streams.gateway.auth import ANYONE, authorize, authorize_deploy
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation
 from streams.gateway.http import Call, Reply, reply
@@ -12,6 +12,7 @@ from streams.gateway.udfs import UdfService
 from streams.model.clock import wall_ms
 from streams.model.errors import BadInput, Unavailable
 from streams.wasm.admission import admit_manifest
+from streams.wasm.manifest import Manifest
 
 NAME = Param("name", "path", "The UDF", {"type": "string"}, True)
 WAIT = IntParam("wait", "How many seconds to wait, at most, for all regions that are heard from", 0, 50, 10)
@@ -23,6 +24,12 @@ _FORM: dict[str, object] = {
         "module": {"type": "string", "format": "binary", "description": "The WebAssembly module"},
     },
 }
+
+
+def touched(manifest: Manifest) -> tuple[str, ...]:
+    """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
+    function = manifest.function
+    return manifest.inputs if function is None else tuple(dict.fromkeys((*function.tables, *function.puts)))
 
 
 class UdfRoutes:
@@ -40,7 +47,7 @@ class UdfRoutes:
                 "POST",
                 "/v1/udfs",
                 self.deploy_udf,
-                "Deploy a fold UDF in all regions",
+                "Deploy a UDF (a fold or a function) in all regions",
                 "deploy",
                 (WAIT,),
                 {"multipart/form-data": _FORM},
@@ -82,7 +89,7 @@ class UdfRoutes:
         found = [
             service.described(each)
             for _, each in sorted(service.udfs.live.items())
-            if who is ANYONE or all(who.may(keyspace, "read") for keyspace in each.manifest.inputs)
+            if who is ANYONE or all(who.may(keyspace, "read") for keyspace in touched(each.manifest))
         ]
         may = self._gateway.definitions.keyspaces
         builtin = [
@@ -95,8 +102,8 @@ class UdfRoutes:
     async def get_udf(self, call: Call) -> Reply:
         """One of them."""
         found = self._service.udfs.get(call.part("name"))
-        for keyspace in found.manifest.inputs:
-            self._gateway.keyspace(call, keyspace, "read")
+        for keyspace in touched(found.manifest):
+            authorize(call.principal, keyspace, "read")
         return reply(self._service.described(found))
 
     async def deploy_udf(self, call: Call) -> Reply:
@@ -112,7 +119,7 @@ class UdfRoutes:
         except UnicodeDecodeError:
             raise BadInput("udf.toml is not UTF-8", field="manifest", fix="save it as UTF-8") from None
         manifest = admit_manifest(text, service.caps)
-        authorize_deploy(call.principal, manifest.inputs)
+        authorize_deploy(call.principal, touched(manifest))
         deployed = await service.deploy(manifest, text, parts["module"], call.principal.name)
         return reply(await service.settled(deployed, 10 if wait_s is None else wait_s))
 
@@ -127,6 +134,6 @@ class UdfRoutes:
     async def remove_udf(self, call: Call) -> Reply:
         """Answers when it is removed at home and here."""
         service, name = self._service, call.part("name")
-        authorize_deploy(call.principal, service.udfs.get(name).manifest.inputs)
+        authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
         gone = await service.udfs.remove(name)
         return reply({"removed": gone.name, "table": gone.manifest.table})

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
-from streams.definitions.udf_states import StateReader, topic_spec
+from streams.definitions.deployment import Deployment
+from streams.definitions.udf_states import StateReader, StateWriter, UdfState, topic_spec
 from streams.definitions.udfs import Udfs
 from streams.edge.edge_store import EdgeTables
 from streams.edge.options import EdgeOptions, TableSpec
@@ -27,10 +28,13 @@ from streams.edge.tail import ChangelogTail
 from streams.gateway.app import GatewayApp
 from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
+from streams.gateway.functions import FunctionService
 from streams.gateway.http_server import HttpServer
+from streams.gateway.mirrored import tell_mirror
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
+from streams.gateway.trading import Trading
 from streams.gateway.udfs import UdfService, tell_supervisor
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
@@ -38,6 +42,7 @@ from streams.model.clock import wall_ms
 from streams.model.errors import NotFound, StreamsError
 from streams.model.fold_table import FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
+from streams.model.memory import bound_malloc, calm_collector
 from streams.model.peer import Announcement, check_location, check_node, check_url
 from streams.model.place import Place
 from streams.model.topology import Region, Topology
@@ -49,7 +54,7 @@ from streams.processing.topics import (
     follow_ttls,
 )
 from streams.sequencer.options import SequencerOptions
-from streams.serde import purge_value
+from streams.serde import purge_frames
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 from streams.wasm.admission import DeployCaps
@@ -114,17 +119,19 @@ class GatewayServer:
         self.tail = ChangelogTail(self.tables, region.bootstrap_servers)
         place = options.data / "gateway" / region.name
         self.strong = StrongWrites(topology, region.name, place, self.tables, options.sequencer)
-        self.purger = Purger(self.tables, self._emit_purge, options.purge)
+        self.trading = Trading(topology, region.name, place, options.sequencer)
+        self.purger = Purger(self.tables, self._emit_purges, options.purge)
         self._admin = Admin(region.bootstrap_servers, timeout_s=15.0)
         tokens = options.tokens or options.data / TOKENS_FILE
         self.udfs = UdfService(
             topology,
             region.name,
-            Udfs(topology, region.name),
+            Udfs(topology, region.name, functions=True),
             StateReader(topology, region.name),
             lambda: self.definitions.keyspaces,
             self._heard_ms,
             self._table_ms,
+            lambda: self.tables.tables,
             options.udfs,
         )
         self.gateway = Gateway(
@@ -144,6 +151,8 @@ class GatewayServer:
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
+        self.gateway.trading = self.trading
+        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
         )
@@ -192,10 +201,12 @@ class GatewayServer:
         self.udfs.udfs.on_change(lambda _entries: self._follow_definitions())
         self.definitions.on_change(lambda _entries: self._follow_definitions())
         await self.strong.replica.start()
+        await self.trading.replica.start()
         await self.tail.start()
         await self._until("tables", lambda: self.tail.wait_ready(30.0))
         with contextlib.suppress(TimeoutError):  # a home region that is cut off stops no other region's start
             await asyncio.wait_for(self.strong.replica.caught_up.wait(), self._options.sequencer.wait_s)
+            await asyncio.wait_for(self.trading.replica.caught_up.wait(), self._options.sequencer.wait_s)
         self.gateway.started = True
         self._spawn(self.purger.run(), "purger")
         log.info("tables are caught up; serving")
@@ -229,7 +240,9 @@ class GatewayServer:
         if gone := {name for name, each in self.tables.tables.items() if each.spec.sources} - deployed.keys():
             self._spawn(self.tables.retire(gone), "retired tables")
         self.tables.set_tables([*folded, *self.udfs.specs()])
-        tell_supervisor(self._options.data, self.gateway.region.name, list(self.udfs.udfs.live))
+        tell_supervisor(self._options.data, self.gateway.region.name, self.udfs.udfs.folds)
+        tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
+        self.functions.follow(self.udfs.udfs.live)
         if new and self.gateway.started:
             self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)
@@ -268,6 +281,12 @@ class GatewayServer:
         known = table in self.tables.tables
         return self.tables.staleness(table).by_origin[region] if known else wall_ms()
 
+    async def _report(self, of: Deployment, state: str, reason: str) -> None:
+        """Tell all regions how a function does here."""
+        region = self.gateway.region
+        said = UdfState(of.name, region.name, of.manifest.version, of.sha256, state, reason[:500], wall_ms())
+        await StateWriter(region.bootstrap_servers, self.producer).report(said)
+
     async def _ensure_tables(self, tables: Iterable[FoldTable]) -> None:
         try:
             await ensure_table_topics(self._admin, tables, self._options.logs)
@@ -279,12 +298,15 @@ class GatewayServer:
         await self._follow_ttls()
         self._follow_definitions()
 
-    async def _emit_purge(self, keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
-        gateway = self.gateway
-        value = purge_value(purge.generation, purge.before_ms, purge.last_hlc, remove=purge.remove, table=purge.table)
+    async def _emit_purges(self, keyspace: str, partition: int, purges: Sequence[tuple[bytes, Purge]]) -> int:
+        gateway, table = self.gateway, purges[0][1].table
+        given = [(key, each.generation, each.before_ms, each.last_hlc, each.remove) for key, each in purges]
+        frames = await asyncio.to_thread(purge_frames, given, table)
         headers = [("hlc", b"%d" % gateway.clock.tick()), ("origin", gateway.region.name.encode())]
         topic = self.definitions.keyspace(keyspace).events_topic
-        await self.producer.put(topic, key, value, headers, partition)
+        partitions = np.full(len(frames), partition, np.int32)
+        sent = await self.producer.put_batch(topic, [(None, frame, headers) for frame in frames], partitions)
+        return sent.next_offsets()[partition]
 
     async def _unready(self) -> str | None:
         if not self.gateway.started:
@@ -327,12 +349,14 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
-        await self.strong.stop()
+        await self.functions.close()
+        await asyncio.gather(self.strong.stop(), self.trading.stop())
         parts = (self.tail.stop, self.udfs.stop, self.producer.stop, self.definitions.stop, self._admin.stop)
         for part in (*parts, self.tables.close):
             with contextlib.suppress(StreamsError):
                 await part()
         self.strong.close()
+        self.trading.close()
 
 
 def topology_of(options: ServerOptions) -> Topology:
@@ -370,11 +394,9 @@ def run_gateway(options: ServerOptions) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    # What is loaded now stays; blocks of parsed rows are thousands of short-lived objects, which cost twice their
-    # parsing in collections at the default threshold.
-    gc.freeze()
+    bound_malloc()
+    calm_collector()
     sys.setswitchinterval(0.001)
-    gc.set_threshold(50_000, 20, 50)
     try:
         return uvloop.run(_serve(options))
     except StreamsError as error:

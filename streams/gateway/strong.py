@@ -36,7 +36,9 @@ class StrongWrites:
         self._time_ms = 0
         machine = MachineHost(builtin_module("strong_kv"), ModuleCache())
         self.state = SequencedState(path / self.topic, self.topic, machine)
-        self.replica = Replica(GROUP, home_servers(topology, region), self.state, self._stepped, options)
+        self.replica: Replica[Result] = Replica(
+            GROUP, home_servers(topology, region), self.state, self._stepped, options
+        )
 
     def set_keyspaces(self, keyspaces: Iterable[Keyspace]) -> None:
         """Serve the tables of the strong ones among these."""

@@ -254,6 +254,8 @@ def puts_of(record: EventRecord, seen: int, prefix: bytes) -> list[Event]:
         frame = decode_frame(record.value or b"")
     except BadInput:
         return [Event(record, None, end)]
+    if frame.schema_id in _PURGES:
+        return []
     keys, values, found = frame.keys(), frame.values(), []
     for part in range(seen, frame.count):
         if not keys[part].startswith(prefix):

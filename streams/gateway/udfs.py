@@ -6,12 +6,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streams.definitions.deployment import Deployment, check_inputs, deployed_tables
+from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables
 from streams.definitions.udf_states import StateReader
 from streams.definitions.udfs import Udfs
 from streams.edge.options import TableSpec
@@ -38,7 +38,8 @@ PENDING = {"state": "pending", "reason": "the region is not heard from", "versio
 class UdfService:
     """Deployed UDFs as one region's gateway sees them.
 
-    `heard_ms`: how old a region's newest word is; `table_ms`: the same of a table's; `keyspaces`: those defined.
+    `heard_ms`: how old a region's newest word is; `table_ms`: the same of a table's; `keyspaces`: those defined;
+    `table_names`: the tables served here.
     """
 
     topology: Topology
@@ -48,6 +49,7 @@ class UdfService:
     keyspaces: Callable[[], Mapping[str, Keyspace]]
     heard_ms: Callable[[str], int]
     table_ms: Callable[[str, str], int]
+    table_names: Callable[[], Collection[str]] = tuple
     caps: DeployCaps = field(default_factory=DeployCaps)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,7 +73,10 @@ class UdfService:
 
     async def deploy(self, manifest: Manifest, text: str, module: bytes, who: str) -> Deployment:
         """Admit a UDF and write it, for all regions. BadInput, Conflict: why it is refused. Timeout: look again."""
-        check_inputs(manifest, self.keyspaces())
+        if manifest.function is not None:
+            check_function(manifest, self.keyspaces(), self.table_names())
+        else:
+            check_inputs(manifest, self.keyspaces())
         await asyncio.to_thread(admit_module, module, manifest, self.caps, ModuleCache())
         await self.udfs.deploy(Deployment.make(text, module, wall_ms(), who, self.region), self.caps.udfs)
         return self.udfs.get(manifest.name)
@@ -131,7 +136,7 @@ class UdfService:
             return {"state": "starting", "reason": "", "version": None, "at": None}
         state = found.state
         quiet_ms = min(wall_ms() - found.at_ms, self.table_ms(of.manifest.table, region))
-        if state == "active" and quiet_ms > HEARD_MS:
+        if state == "active" and of.manifest.function is None and quiet_ms > HEARD_MS:
             state = "starting"  # it was active, and its worker has not written since: it is down, or coming up again
         return {"state": state, "reason": found.reason, "version": found.version, "at": found.at_ms}
 

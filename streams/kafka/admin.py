@@ -10,8 +10,14 @@ from uuid import UUID
 
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
-from aiokafka.protocol.admin import CreateTopicsRequest, DeleteTopicsRequest
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.protocol.admin import CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
@@ -23,13 +29,17 @@ from streams.kafka.run import TP
 from streams.model.errors import Conflict, NotFound, StreamsError, Unavailable
 
 _LATEST, _EARLIEST = -1, -2
+_BROKER = 4
+"""The kind of a resource whose settings are asked for."""
+_DEFAULT_REPLICAS = "default.replication.factor"
 
 
 @dataclass(frozen=True)
 class TopicSpec:
     """A topic as it must be. `config` are Kafka's topic settings, as strings; only these are compared.
 
-    `replication` 0 means as many as there are brokers, at most 3.
+    `replication` 0 means what the brokers have as `default.replication.factor`, or as many as there are brokers, to 3,
+    if that is more. With 3 or more, `min.insync.replicas` is 2 unless `config` says otherwise: any one may be lost.
     """
 
     name: str
@@ -45,6 +55,11 @@ class TopicInfo:
     name: str
     topic_id: UUID
     partitions: int
+
+
+def in_sync_config(replicas: int) -> dict[str, str]:
+    """The setting with which what is acknowledged (`acks=all`) outlives any one of so many replicas."""
+    return {"min.insync.replicas": "2"} if replicas >= 3 else {}
 
 
 class Admin:
@@ -192,15 +207,44 @@ class Admin:
         return found
 
     async def _create(self, specs: list[TopicSpec]) -> None:
-        brokers = len((await self._link.any_node(TopicIdsRequest([]))).brokers)
+        replicas = await self._replicas()
         rows: list[tuple[str, int, int, list[int], list[tuple[str, str]]]] = [
-            (spec.name, spec.partitions, spec.replication or min(3, brokers), [], list(spec.config.items()))
+            (
+                spec.name,
+                spec.partitions,
+                spec.replication or replicas,
+                [],
+                list({**in_sync_config(spec.replication or replicas), **spec.config}.items()),
+            )
             for spec in specs
         ]
         response = await self._controller(CreateTopicsRequest(rows, int(self._timeout_s * 1000), False))
         for name, code, message, *_ in response.topic_errors:
+            if code and for_code(code) is InvalidReplicationFactorError:
+                raise Unavailable(
+                    f"creating topic {name}: there are too few brokers for {replicas} replicas: {message}"
+                )
             if code and for_code(code) is not TopicAlreadyExistsError:
                 raise Conflict(f"creating topic {name}: {for_code(code).__name__}: {message}", field=name)
+
+    async def _replicas(self) -> int:
+        """How many replicas a topic gets: what the brokers have for their default, but as many as there are brokers, to
+        3, if that is more. Asking the brokers matters while some of them are still starting."""
+        brokers = (await self._link.any_node(TopicIdsRequest([]))).brokers
+        node = brokers[0][0]
+        request = DescribeConfigsRequest([(_BROKER, str(node), [_DEFAULT_REPLICAS])], False)
+        try:
+            response = await self._link.send(node, request)
+        except KafkaError as error:
+            raise mapped(error, "asking for the default replication") from error
+        found = []
+        for code, message, _kind, _name, entries, *_ in response.resources:
+            if code:
+                raise Unavailable(f"asking for the default replication: {for_code(code).__name__} {message or ''}")
+            found += [int(entry[1]) for entry in entries if entry[0] == _DEFAULT_REPLICAS and entry[1]]
+        if not found:  # as a broker that has just started may answer: guessing would be for good
+            raise Unavailable("the brokers did not tell their default replication", fix="try again")
+        return max([*found, min(3, len(brokers))])
 
     async def _controller(self, request: Any) -> Any:
         # A KRaft broker forwards to the controller, so any broker will do.

@@ -15,12 +15,15 @@ class Flow:
         self._budget_bytes, self._budget_runs = budget_bytes, budget_runs
         self._next: dict[TP, int] = {}
         self._held: dict[TP, dict[int, tuple[int, int]]] = {}
+        self.void: set[TP] = set()
+        """Partitions that have nothing at their position any more: not to be fetched until a seek."""
         self.freed = asyncio.Event()
 
     def restart(self, positions: Mapping[TP, int]) -> None:
         """Forget everything; Runs of these partitions begin at these positions."""
         self._next = dict(positions)
         self._held = {tp: {} for tp in positions}
+        self.void.clear()
         self.freed.set()
 
     def drop(self, tps: Iterable[TP]) -> None:
@@ -28,6 +31,7 @@ class Flow:
         for tp in tps:
             self._next.pop(tp, None)
             self._held.pop(tp, None)
+            self.void.discard(tp)
 
     def expected(self, tp: TP) -> int | None:
         """Where the next Run must begin; None when the partition is not ours."""

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import faust
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
@@ -175,15 +176,27 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             again = {tp: at for tp in self._lost if (at := self.flow.expected(tp)) is not None}
             self._lost.clear()
             await self._thread.seek_all(again)
-        active = set(self._get_active_partitions())
+        active = {tp for tp in self._get_active_partitions() if TP(tp.topic, tp.partition) not in self.flow.void}
         wanted = {tp for tp in active if self.flow.has_room(TP(tp.topic, tp.partition))}
         if not wanted:
             self.flow.freed.clear()
             await self.wait_first(self.flow.freed.wait(), timeout=_RETRY_S)
             return {}
         # A partition without room is left out of this wait, so the wait must be short.
-        got: Mapping[Any, list[Run]] = await self._getmany(wanted, timeout if wanted == active else _RETRY_S)
+        try:
+            got: Mapping[Any, list[Run]] = await self._getmany(wanted, timeout if wanted == active else _RETRY_S)
+        except OffsetOutOfRangeError as error:
+            gone = frozenset(TP(tp.topic, tp.partition) for tp in error.args[0])
+            if not self.positions_gone(gone):
+                raise
+            self.flow.void |= gone
+            return {}
         return {driver.TP(*tp): runs for tp, runs in got.items()}
+
+    def positions_gone(self, tps: frozenset[TP]) -> bool:
+        """Retention has removed what was to be read next of these. Whether somebody will seek: they are not fetched
+        until then. Here nobody does, and the error ends the consumer."""
+        return False
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         """Nothing: Faust would hold every offset inside a Run in a list. `_new_offset` needs none of them."""

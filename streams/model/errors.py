@@ -115,6 +115,13 @@ class TooManyRequests(StreamsError):
     retriable = True
 
 
+class UdfFailed(StreamsError):
+    """A function trapped, broke a limit or answered nonsense: `extra` names it. Nothing was put."""
+
+    status = 502
+    title = "UDF failed"
+
+
 class Unavailable(StreamsError):
     """A dependency (Kafka, the home region) cannot be reached now; the outcome of a write may be unknown."""
 

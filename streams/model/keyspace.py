@@ -114,5 +114,5 @@ BUILTIN = (
 )
 """The keyspaces that every system starts with."""
 
-RESERVED = {"order": "orders are placed by trading, which is not built yet"}
+RESERVED = {"order": "its keys are orders of the books, in a log of their own"}
 """Names that will mean something particular, and why they cannot be used now."""

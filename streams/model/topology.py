@@ -15,7 +15,7 @@ TOPOLOGY_FILE = "topology.json"
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One region. Addresses are `host:port`; `gateway_url` is what users are told.
+    """One region. Addresses are `host:port`, several brokers' separated by commas; `gateway_url` is for users.
 
     `mirror_bootstrap_servers`: where other regions' mirror reads this one, if not at `bootstrap_servers`
     (a test's cutting proxy, or a wide-area listener).
@@ -28,6 +28,11 @@ class Region:
     controller_port: int = 0
     mirror_bootstrap_servers: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def brokers(self) -> int:
+        """How many brokers its addresses name."""
+        return self.bootstrap_servers.count(",") + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 Dispatch = Callable[[Run, Callable[[], object]], None]
 Assign = Callable[[frozenset[TP]], None]
 Revoke = Callable[[frozenset[TP]], Awaitable[None]]
+Cut = Callable[[frozenset[TP]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,13 @@ class GroupOptions:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the worker does with runs and assignments. `dispatch` never blocks; `revoke` returns in bounded time."""
+    """What the worker does with runs and assignments. `dispatch` never blocks; `revoke` returns in bounded time. `cut`
+    is told of partitions whose next events are gone from the log; nothing is read of them until a seek."""
 
     dispatch: Dispatch
     assign: Assign
     revoke: Revoke
+    cut: Cut
 
 
 class SteeredConsumer(RunConsumer):
@@ -81,6 +84,11 @@ class SteeredConsumer(RunConsumer):
         self.flow.restart({})
         self.transport.assign(assigned)
 
+    def positions_gone(self, tps: frozenset[TP]) -> bool:
+        """Tell the worker, whose tasks seek again or stay in an error."""
+        self.transport.cut(tps)
+        return True
+
     async def continue_at(self, tp: TP, offset: int) -> None:
         """Read a partition from `offset` on; runs of it that are on their way are dropped."""
         if driver.TP(*tp) not in self.assignment():
@@ -88,6 +96,7 @@ class SteeredConsumer(RunConsumer):
         self._forget_acks(tp)
         self._read_offset[driver.TP(*tp)] = None
         self._committed_offset[driver.TP(*tp)] = None
+        self.flow.void.discard(tp)
         self.flow._next[tp] = offset
         self.flow._held[tp] = {}
         self.flow.freed.set()
@@ -99,9 +108,9 @@ class SteeredTransport(RunTransport):
 
     Consumer = SteeredConsumer
 
-    def __init__(self, url: Any, app: Any, options: TransportOptions, assign: Assign) -> None:
+    def __init__(self, url: Any, app: Any, options: TransportOptions, assign: Assign, cut: Cut) -> None:
         super().__init__(url, app, options)
-        self.assign = assign
+        self.assign, self.cut = assign, cut
 
 
 async def _unused(_: frozenset[TP]) -> Mapping[TP, int]:
@@ -133,7 +142,7 @@ class FaustGroup:
             autodiscover=False,
         )
         transport = TransportOptions(_unused, budget_bytes=options.budget_bytes, budget_runs=10_000)
-        app.transport = SteeredTransport(app.conf.broker_consumer, app, transport, handlers.assign)
+        app.transport = SteeredTransport(app.conf.broker_consumer, app, transport, handlers.assign, handlers.cut)
         app.topics._resubscribe_sleep_lock_seconds = options.resubscribe_s
         app.on_partitions_revoked.connect(self._revoked)
 

@@ -12,6 +12,7 @@ from streams.definitions.registry import Definitions
 from streams.definitions.udf_states import StateWriter
 from streams.kafka.admin import wait_for_broker
 from streams.model.errors import NotFound, StreamsError
+from streams.model.memory import bound_malloc, calm_collector
 from streams.model.topology import Region, Topology
 from streams.processing.catalog import BuiltinCatalog, DefinitionsCatalog
 from streams.processing.options import WorkerOptions
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 def run_worker(options: WorkerOptions) -> int:
     """Serve until SIGTERM or SIGINT; the exit status: 0 when asked to stop, 1 when it cannot go on."""
+    bound_malloc()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
@@ -37,6 +39,7 @@ def run_worker(options: WorkerOptions) -> int:
 async def _serve(options: WorkerOptions) -> int:
     from streams.processing.worker import Worker
 
+    calm_collector()
     if options.only_builtin:
         return await Worker(options, BuiltinCatalog()).run()
     await wait_for_broker(options.bootstrap_servers, _BROKER_WAIT_S)

@@ -22,6 +22,7 @@ _COUNTERS = {
     "dead_letters": "Events sent to the dead-letter topic",
     "outputs": "Records written to output topics",
     "seeks_back": "Times a gap made the consumer seek back",
+    "skipped": "Offsets that retention removed before they were folded, and that had expired",
     "decode_s": "Seconds decoding",
     "fold_s": "Seconds folding",
     "take_s": "Seconds taking changed rows",

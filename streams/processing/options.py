@@ -14,6 +14,8 @@ from streams.wasm.caps import DEFAULT_CAPS
 from streams.wasm.engine import Limits
 
 BUILTIN_GROUP = "builtin"
+STORE = StoreOptions(block_cache_bytes=48 << 20, write_buffers_bytes=64 << 20, write_buffer_bytes=16 << 20)
+"""A worker reads a row when it first touches its key, and after that has it in memory; nobody else reads here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class WorkerOptions:
     threads: int = 3
     only_builtin: bool = False
     logs: LogOptions = field(default_factory=LogOptions)
-    store: StoreOptions = field(default_factory=StoreOptions)
+    store: StoreOptions = STORE
     task: TaskOptions = field(default_factory=TaskOptions)
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from streams.kafka.errors import Fenced
 from streams.model.errors import StreamsError
-from streams.processing.partition_task import PartitionTask, PositionError, TaskState
+from streams.processing.partition_task import PartitionTask, TaskState
 from streams.processing.ports import RunPort
+from streams.processing.position import PositionError
 from streams.processing.task_stats import TaskStats
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
-from streams.model.errors import StreamsError
 from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
 from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
 from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
+from streams.processing.position import after, start_of
 from streams.processing.run_part import part_of
 from streams.processing.task_stats import TaskStats
 
@@ -28,18 +28,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class PositionError(StreamsError):
-    """The marker does not fit the input's log. Needs a human: resetting silently would lose or repeat events."""
-
-    status = 500
-    title = "position error"
-
-
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
     """What the task works on. `udf_hash`: SHA-256 of the module, hex. `owner`: this process, for claims and markers.
 
     `output_topics`: where the UDF's outputs go, by their index; `region`: the origin that their headers name.
+    `lost_are_expired`: events that the input's retention has removed have expired in this table.
     """
 
     table: str
@@ -50,6 +44,7 @@ class TaskIdentity:
     owner: str
     region: str = ""
     output_topics: tuple[str, ...] = ()
+    lost_are_expired: bool = False
 
     @property
     def input_key(self) -> str:
@@ -67,6 +62,7 @@ class TaskOptions:
     `seek_again_s`: after seeking back over a gap, how long to wait for the right run before seeking again.
     `schema_forget_s`: after waiting in vain for a schema id, how long it is not waited for again.
     `refetch_s`: when the input is known to go on but nothing is fetched for so long, seek to the position again.
+    `work_s`: how long folding one run, or one commit, may take before it counts as standing still.
     """
 
     commit: CommitOptions = field(default_factory=CommitOptions)
@@ -74,6 +70,7 @@ class TaskOptions:
     seek_again_s: float = 1.0
     schema_forget_s: float = 60.0
     refetch_s: float = 2.0
+    work_s: float = 60.0
 
 
 class TaskState(Enum):
@@ -129,6 +126,14 @@ class PartitionTask:
         self._unknown_until_s: dict[int, float] = {}
         contained = ports.containment
         self._unsubscribe = contained.on_resume(self._wake.set) if contained is not None else lambda: None
+        self._folding_s: float | None = None
+        self._committing_s: float | None = None
+
+    @property
+    def working(self) -> bool:
+        """Whether it folds a run, or commits what was folded: a busy machine is slow, which no restart mends."""
+        since = (each for each in (self._folding_s, self._committing_s) if each is not None)
+        return any(self._ports.now_s() - each < self.options.work_s for each in since)
 
     @property
     def lag(self) -> int:
@@ -196,15 +201,11 @@ class PartitionTask:
         bounds = await self._ports.input.bounds()
         self._topic_id, self.input_end = bounds.topic_id, bounds.end
         at = marker.inputs.get(self.identity.input_key) if marker is not None else None
-        if at is None:
-            return bounds.start
-        where = f"{self.identity}: the table has {self.identity.input_key} up to {at.next}"
-        fix = "restore the topic, or remove the table's changelog and local state to build it anew"
-        if at.topic_id != bounds.topic_id:
-            raise PositionError(f"{where} of topic id {at.topic_id}, but its id is {bounds.topic_id} now", fix=fix)
-        if not bounds.start <= at.next <= bounds.end:
-            raise PositionError(f"{where}, but its log covers {bounds.start} to {bounds.end}", fix=fix)
-        return at.next
+        identity = self.identity
+        found = start_of(str(identity), identity.input_key, at, bounds, expired=identity.lost_are_expired)
+        if at is not None:
+            self.stats.skipped += found - at.next
+        return found
 
     def offer(self, run: RunPort, done: Callable[[], object]) -> None:
         """Hand over a fetched run; never blocks. `done` is called when its bytes are no longer held: folded, or not
@@ -286,6 +287,13 @@ class PartitionTask:
                 done()
 
     async def _fold(self, run: RunPort) -> None:
+        self._folding_s = self._ports.now_s()
+        try:
+            await self._fold_run(run)
+        finally:
+            self._folding_s = None
+
+    async def _fold_run(self, run: RunPort) -> None:
         """Fold a run, or as much of it as its UDF's traps allow."""
         decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=True))
         if rejected is None:
@@ -365,12 +373,10 @@ class PartitionTask:
             return  # what was sought may stand behind this stray in the inbox
         self._empty_inbox()
         bounds = await self._ports.input.bounds()
-        if self.position < bounds.start:
-            raise PositionError(
-                f"{self.identity}: events {self.position} to {bounds.start} of {self.identity.input_key} were deleted "
-                "before they were folded",
-                fix="give the events topic a longer retention; remove the table's changelog and state to go on without",
-            )
+        identity, before = self.identity, self.position
+        expired = identity.lost_are_expired
+        self.position = after(str(identity), identity.input_key, before, bounds.start, expired=expired)
+        self.stats.skipped += self.position - before
         self._sought_s = now_s
         self.stats.seeks_back += 1
         log.info("%s: %s, seeking to %d again", self.identity, why, self.position)
@@ -378,7 +384,7 @@ class PartitionTask:
 
     def _check_commit(self) -> None:
         if self._commit is not None and self._commit.done():
-            done, self._commit = self._commit, None
+            done, self._commit, self._committing_s = self._commit, None, None
             done.result()
             self._ports.fold.committed()
 
@@ -389,6 +395,7 @@ class PartitionTask:
             self.stats.heartbeats += 1
         else:
             unit = await self._blocking(lambda: self._take_unit(action))
+            self._committing_s = self._ports.now_s()
         self._policy.started(self._ports.now_s())
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())

@@ -12,7 +12,7 @@ from streams.processing.partition_runner import PartitionRunner
 from streams.processing.ports import RunPort
 
 T = TypeVar("T")
-MEMOS = 4
+MEMOS = 8
 """Runs of a partition whose decoded form is kept for the tables that have not come to them yet."""
 
 

@@ -18,6 +18,7 @@ class TaskStats:
     dead_letters: int = 0
     outputs: int = 0
     seeks_back: int = 0
+    skipped: int = 0
     decode_s: float = 0.0
     fold_s: float = 0.0
     take_s: float = 0.0

@@ -15,8 +15,9 @@ from streams.processing.catalog import DeployedModule, KeyspaceRules, RulesCache
 from streams.processing.containment import Containment
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort, StoppedAt
 from streams.processing.shared_input import SharedRun
-from streams.serde import TABLE_PURGE, AvroSchema, decode_body, load_builtin, project, wire_schema_id
-from streams.wasm.batch import OP_PURGE, OP_PUT, Batch, Event, build, starts_of
+from streams.serde import TABLE_PURGE, AvroSchema, load_builtin, project, wire_schema_id
+from streams.wasm.batch import OP_PURGE, OP_PUT, Array, Batch, Event, build, starts_of
+from streams.wasm.buffers import Buffers
 from streams.wasm.builtin import builtin_for_merge, builtin_manifest, builtin_module
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
@@ -28,7 +29,8 @@ from streams.wasm.meter import UdfMeter
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
 
-DECODER_BUDGET_BYTES = 128 << 20
+DECODER_BUDGET_BYTES = 64 << 20
+IDLE_BUFFERS_BYTES = 48 << 20
 FOLD_CACHE_BYTES = 64 << 20
 
 
@@ -37,6 +39,7 @@ class DecoderPool:
 
     def __init__(self, cache: ModuleCache) -> None:
         self._cache = cache
+        self._buffers = Buffers(IDLE_BUFFERS_BYTES)
         self._idle: queue.LifoQueue[RecordDecoder] = queue.LifoQueue()
 
     def take(self) -> RecordDecoder:
@@ -44,7 +47,7 @@ class DecoderPool:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return RecordDecoder(self._cache, DECODER_BUDGET_BYTES)
+            return RecordDecoder(self._cache, DECODER_BUDGET_BYTES, self._buffers)
 
     def give_back(self, decoder: RecordDecoder) -> None:
         """The instance is idle again."""
@@ -100,15 +103,33 @@ def purges_of(batch: Batch, table: FoldTable) -> Batch:
     purges = np.flatnonzero(batch.column("op") == OP_PURGE)
     if not len(purges):
         return batch
-    foreign = [at for at in purges.tolist() if not _is_purge_of(batch.event(at).value, table)]
-    return batch.select(np.delete(np.arange(batch.n), foreign)) if foreign else batch
+    foreign = purges[~_are_purges_of(batch, purges, table)]
+    return batch.select(np.delete(np.arange(batch.n), foreign)) if len(foreign) else batch
 
 
-def _is_purge_of(value: bytes, table: FoldTable) -> bool:
-    named = load_builtin()[TABLE_PURGE]
-    if wire_schema_id(value) != named.id:
-        return table.is_own
-    return bool(decode_body(named, value)["table"] == table.name)
+def _are_purges_of(batch: Batch, purges: Array, table: FoldTable) -> Array:
+    """Which of the purges, whose bodies are known to be valid, are of rows of `table`."""
+    ends, values = batch.column("value_end").astype(np.int64), batch.values
+    starts = starts_of(ends)[purges]
+    ends = ends[purges]
+    ids = values[starts[:, None] + np.arange(1, 5)]
+    named = (ids == np.frombuffer(load_builtin()[TABLE_PURGE].id.to_bytes(4, "big"), np.uint8)).all(axis=1)
+    # The name is the body's last field, after a boolean. No byte of a name is so small: none is a longer one's end.
+    name = table.name.encode()
+    end = np.frombuffer(_zigzag(len(name)) + name, np.uint8)
+    at = np.maximum(ends - len(end), 1)
+    last = values[np.minimum(at[:, None] + np.arange(len(end)), len(values) - 1)]
+    is_own = (last == end).all(axis=1) & (values[at - 1] <= 1)
+    return np.where(named, is_own, table.is_own)
+
+
+def _zigzag(number: int) -> bytes:
+    """An Avro long of at least 0."""
+    left, out = number << 1, bytearray()
+    while left >= 128:
+        out.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*out, left])
 
 
 def _rejected(reject: RecordReject) -> Rejected:

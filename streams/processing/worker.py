@@ -31,7 +31,9 @@ from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollecto
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
+from streams.processing.pieces import offer_pieces
 from streams.processing.ports import TaskPorts
+from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
 from streams.processing.table_use import CountedChangelog
@@ -100,6 +102,7 @@ class PartitionFactory:
             self.owner,
             options.region,
             table.outputs,
+            lost_are_expired(table, deployed=deployed is not None),
         )
         writer = TransactionalWriter(self.link, f"{table.name}/{changelog.partition}", _WRITER)
         path = options.directory / table.name / str(changelog.partition)
@@ -143,7 +146,7 @@ class Worker:
         self._code = catalog.deployed
         self._well_s = time.monotonic()
         self._stop = asyncio.Event()
-        handlers = Handlers(self._dispatch, self._assign, self._revoke)
+        handlers = Handlers(self._dispatch, self._assign, self._revoke, self._cut)
         group = GroupOptions(
             options.group, options.bootstrap_servers, options.session_s, max(0.3, options.session_s / 3)
         )
@@ -175,7 +178,7 @@ class Worker:
         if shared is None:
             done()
         else:
-            shared.offer(run, done)
+            offer_pieces(run, shared.offer, done)
 
     def _assign(self, assigned: frozenset[TP]) -> None:
         log.info("assigned: %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(assigned)) or "nothing")
@@ -203,6 +206,13 @@ class Worker:
             self._watchdog.forget(runner.name)
         await asyncio.gather(*(runner.close(self.options.close_s) for runner in leaving))
         log.info("revoked: %s", ", ".join(sorted(runner.name for runner in leaving)) or "nothing")
+
+    def _cut(self, tps: frozenset[TP]) -> None:
+        """Retention has overtaken the reading of these: their tasks look at the log anew, and go on or say why not."""
+        for tp in tps & self._inputs.keys():
+            log.error("%s/%d: retention has removed what was to be read next", tp.topic, tp.partition)
+            for runner in list(self._inputs[tp].runners.values()):
+                runner.restart()
 
     # ---- the process
 
@@ -309,7 +319,7 @@ class Worker:
         committed = task.committed_position if task is not None else -1
         if task is not None:
             task.observe_end(asked_at_ms, end)
-        excused = runner.state != "running" or rewound or (task is not None and bool(task.resting))
+        excused = runner.state != "running" or rewound or (task is not None and bool(task.working or task.resting))
         verdict = self._watchdog.judge(runner.name, committed, end, time.monotonic(), excused=excused)
         if verdict is Verdict.RESTART:
             log.error("watchdog: %s stands at %d of %d, restarting it", runner.name, committed, end)

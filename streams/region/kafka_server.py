@@ -1,4 +1,4 @@
-"""One real Apache Kafka broker (KRaft, broker and controller in one JVM) on loopback ports."""
+"""A real Apache Kafka broker (KRaft, broker and controller in one JVM) on loopback ports, alone or one of several."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ from streams.region.processes import free_ports, kill_group, spawn, stop, wait_u
 
 MAX_MESSAGE_BYTES = 20 * 1024 * 1024  # bodies of 16 MiB with their envelope
 _HOST = "127.0.0.1"
+_FAIL_OVER = {
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
+    "controller.quorum.fetch.timeout.ms": "1500",
+    "controller.quorum.election.timeout.ms": "500",
+    "controller.quorum.election.backoff.max.ms": "500",
+    "replica.fetch.wait.max.ms": "100",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,8 @@ class KafkaOptions:
 
     `mirror_port` (0: none) opens a second client listener that advertises `mirror_advertised_port`: a proxy's, so that
     only what goes through the proxy's address can be cut. `settings` override any of Kafka's.
+    `voters`: the controller ports of all brokers of the cluster, in the order of their ids (from 1), this one's among
+    them; empty: it is alone. `cluster_id`: what all of them are formatted with; empty: a new one.
     """
 
     name: str
@@ -40,6 +50,9 @@ class KafkaOptions:
     mirror_advertised_port: int = 0
     jvm: JvmOptions = field(default_factory=JvmOptions)
     settings: dict[str, str] = field(default_factory=dict)
+    node_id: int = 1
+    voters: tuple[int, ...] = ()
+    cluster_id: str = ""
 
     @property
     def bootstrap_servers(self) -> str:
@@ -53,14 +66,20 @@ class KafkaOptions:
 
 
 def server_properties(options: KafkaOptions) -> dict[str, str]:
-    """Kafka's settings for a single-node region: small, quick to start and to fail over, nothing created unasked."""
+    """Kafka's settings for a region's broker: small, quick to start and to fail over, nothing created unasked.
+
+    With several brokers: replication 3 and `min.insync.replicas` 2 (as far as there are so many), and a broker that
+    has died loses its partitions after three seconds of silence instead of nine.
+    """
+    voters = options.voters or (options.controller_port,)
+    replicas, in_sync = replicas_of(len(voters)), in_sync_of(len(voters))
     listeners = {"CLIENT": (options.port, options.port), "CONTROLLER": (options.controller_port, 0)}
     if options.mirror_port:
         listeners["MIRROR"] = (options.mirror_port, options.mirror_advertised_port or options.mirror_port)
     return {
         "process.roles": "broker,controller",
-        "node.id": "1",
-        "controller.quorum.voters": f"1@{_HOST}:{options.controller_port}",
+        "node.id": str(options.node_id),
+        "controller.quorum.voters": ",".join(f"{each}@{_HOST}:{port}" for each, port in enumerate(voters, 1)),
         "listeners": ",".join(f"{name}://{_HOST}:{port}" for name, (port, _) in listeners.items()),
         "advertised.listeners": ",".join(f"{name}://{_HOST}:{port}" for name, (_, port) in listeners.items() if port),
         "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
@@ -75,22 +94,33 @@ def server_properties(options: KafkaOptions) -> dict[str, str]:
         "message.max.bytes": str(MAX_MESSAGE_BYTES),
         "replica.fetch.max.bytes": str(MAX_MESSAGE_BYTES),
         "auto.create.topics.enable": "false",
-        "default.replication.factor": "1",
-        "min.insync.replicas": "1",
-        "offsets.topic.replication.factor": "1",
+        "default.replication.factor": str(replicas),
+        "min.insync.replicas": str(in_sync),
+        "offsets.topic.replication.factor": str(replicas),
         "offsets.topic.num.partitions": "4",
-        "transaction.state.log.replication.factor": "1",
-        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.replication.factor": str(replicas),
+        "transaction.state.log.min.isr": str(in_sync),
         "transaction.state.log.num.partitions": "4",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "1000",
         "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
         "log.cleaner.backoff.ms": "5000",
-        "share.coordinator.state.topic.replication.factor": "1",
-        "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.replication.factor": str(replicas),
+        "share.coordinator.state.topic.min.isr": str(in_sync),
+        **(_FAIL_OVER if len(voters) > 1 else {}),
         **options.settings,
     }
+
+
+def replicas_of(brokers: int) -> int:
+    """How many replicas a partition has in a region of so many brokers: 3 at most."""
+    return min(3, brokers)
+
+
+def in_sync_of(brokers: int) -> int:
+    """How many of them must have a record before it is acknowledged: 2 of 3, so that any one may be lost."""
+    return 2 if brokers >= 3 else 1
 
 
 def kafka_command(options: KafkaOptions, class_path: Sequence[Path] | None = None) -> list[str]:
@@ -107,9 +137,20 @@ def kafka_command(options: KafkaOptions, class_path: Sequence[Path] | None = Non
     return java_command("kafka.Kafka", [str(config)], path, options.directory, options.jvm, "kafka")
 
 
+def new_cluster_id() -> str:
+    """A random id for a cluster."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode().replace("-", "A")
+
+
 def _format(options: KafkaOptions, config: Path, class_path: Sequence[Path]) -> None:
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode().replace("-", "A")
-    arguments = ["format", "--cluster-id", cluster_id, "--config", str(config), "--ignore-formatted"]
+    arguments = [
+        "format",
+        "--cluster-id",
+        options.cluster_id or new_cluster_id(),
+        "--config",
+        str(config),
+        "--ignore-formatted",
+    ]
     jvm = JvmOptions(heap_mb=128)
     command = java_command("kafka.tools.StorageTool", arguments, class_path, options.directory, jvm)
     start = options.log_file.stat().st_size if options.log_file.exists() else 0
@@ -128,7 +169,7 @@ def start_failure(name: str, log_file: Path, since_byte: int = 0) -> StreamsErro
     return StreamsError(f"{name} did not start: " + " | ".join(lines), fix=f"see {log_file}")
 
 
-def is_ready(port: int, directory: Path | None = None, *, timeout_s: float = 1.0) -> bool:
+def is_ready(port: int, directory: Path | None = None, *, node_id: int = 1, timeout_s: float = 1.0) -> bool:
     """Whether the broker on 127.0.0.1:`port` answers a metadata request and counts itself among the live brokers.
 
     With a `directory` it must also be the cluster whose data are there, not another that has taken the port.
@@ -142,11 +183,11 @@ def is_ready(port: int, directory: Path | None = None, *, timeout_s: float = 1.0
                 brokers, cluster_id = _brokers_and_cluster(answer.read(min(size, 65_536)))
     except (OSError, struct.error):
         return False
-    return brokers >= 1 and (directory is None or cluster_id == _cluster_id(directory))
+    return node_id in brokers and (directory is None or cluster_id == _cluster_id(directory))
 
 
-def _brokers_and_cluster(answer: bytes) -> tuple[int, str]:
-    """The number of brokers and the cluster id of a Metadata v2 response (correlation id, brokers, cluster id, …)."""
+def _brokers_and_cluster(answer: bytes) -> tuple[set[int], str]:
+    """The ids of the brokers and of the cluster in a Metadata v2 response (correlation id, brokers, cluster id, …)."""
 
     def text(at: int) -> tuple[str, int]:
         (length,) = struct.unpack_from(">h", answer, at)
@@ -154,11 +195,12 @@ def _brokers_and_cluster(answer: bytes) -> tuple[int, str]:
         return answer[at + 2 : end].decode(), end
 
     (brokers,) = struct.unpack_from(">i", answer, 4)
-    at = 8
+    at, nodes = 8, set()
     for _ in range(brokers):
+        nodes.add(struct.unpack_from(">i", answer, at)[0])
         _, at = text(at + 4)  # node id, then host
         _, at = text(at + 4)  # port, then rack
-    return brokers, text(at)[0]
+    return nodes, text(at)[0]
 
 
 def _cluster_id(directory: Path) -> str:
@@ -216,7 +258,11 @@ class KafkaServer:
         process = self._process
 
         def settled() -> bool:
-            return process is None or process.poll() is not None or is_ready(self.options.port, self.options.directory)
+            return (
+                process is None
+                or process.poll() is not None
+                or is_ready(self.options.port, self.options.directory, node_id=self.options.node_id)
+            )
 
         if not wait_until(settled, timeout_s) or process is None or process.poll() is not None:
             self.stop()

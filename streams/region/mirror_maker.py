@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -15,10 +16,17 @@ from streams.model.errors import StreamsError
 from streams.model.topology import Region, Topology
 from streams.region import jars
 from streams.region.java import JvmOptions, java_command
-from streams.region.kafka_server import MAX_MESSAGE_BYTES, start_failure
+from streams.region.kafka_server import MAX_MESSAGE_BYTES, replicas_of, start_failure
 from streams.region.processes import free_ports, kill_group, spawn, stop, wait_until
 
 MIRRORED_TOPICS = r"table\..*|definitions|udfs|gateways|udf-states"
+
+
+def mirrored_topics(keyspaces: Iterable[str] = ()) -> str:
+    """The regular expression of what is mirrored; of these keyspaces the raw events too (`mirror: events`)."""
+    return "|".join([MIRRORED_TOPICS, *(re.escape(f"events.{name}") for name in sorted(keyspaces))])
+
+
 #: MirrorMaker logs one of these and goes on running without mirroring, so its supervisor must restart it.
 FATAL_LINES = ("will not recover until manually restarted", "Failed to configure MirrorSourceConnector")
 
@@ -53,20 +61,21 @@ def mirror_properties(options: MirrorOptions) -> dict[str, str]:
         properties |= {f"{region.name}.{name}": value for name, value in _worker(region).items()}
     for source, target in permutations(options.regions, 2):
         pair = f"{source.name}->{target.name}"
-        properties |= {f"{pair}.{name}": value for name, value in _connector(source, options.topics).items()}
+        properties |= {f"{pair}.{name}": value for name, value in _connector(source, target, options.topics).items()}
     return {**properties, **options.settings}
 
 
 def _worker(target: Region) -> dict[str, str]:
     """The Connect worker that writes into `target`; short sessions, so a killed MirrorMaker resumes in seconds."""
+    replicas = str(replicas_of(target.brokers))
     return {
         "bootstrap.servers": target.bootstrap_servers,
         "exactly.once.source.support": "enabled",
         "plugin.discovery": "service_load",
-        "config.storage.replication.factor": "1",
-        "offset.storage.replication.factor": "1",
+        "config.storage.replication.factor": replicas,
+        "offset.storage.replication.factor": replicas,
         "offset.storage.partitions": "2",
-        "status.storage.replication.factor": "1",
+        "status.storage.replication.factor": replicas,
         "status.storage.partitions": "1",
         "session.timeout.ms": "3000",
         "heartbeat.interval.ms": "1000",
@@ -81,20 +90,21 @@ def _worker(target: Region) -> dict[str, str]:
     }
 
 
-def _connector(source: Region, topics: str) -> dict[str, str]:
-    """The connector that reads `source`, where the source wants mirrors to read.
+def _connector(source: Region, target: Region, topics: str) -> dict[str, str]:
+    """The connector that reads `source`, where the source wants mirrors to read, into `target`.
 
     An address for one direction alone goes through the clients' prefixes: `source.cluster.bootstrap.servers` of a pair
     is overridden by the cluster's own (tried).
     """
     address = source.mirror_bootstrap_servers or source.bootstrap_servers
+    replicas = str(replicas_of(target.brokers))
     return {
         "enabled": "true",
         "source.consumer.bootstrap.servers": address,
         "source.admin.bootstrap.servers": address,
         "topics": topics,
         "tasks.max": "1",
-        "replication.factor": "1",
+        "replication.factor": replicas,
         "refresh.topics.interval.seconds": "1",
         "sync.topic.configs.enabled": "true",
         "sync.topic.configs.interval.seconds": "30",
@@ -104,7 +114,7 @@ def _connector(source: Region, topics: str) -> dict[str, str]:
         "emit.heartbeats.enabled": "false",
         "emit.checkpoints.enabled": "false",
         "emit.offset-syncs.enabled": "false",
-        "heartbeats.topic.replication.factor": "1",
+        "heartbeats.topic.replication.factor": replicas,
         "consumer.isolation.level": "read_committed",
         "consumer.fetch.max.wait.ms": "500",
         "consumer.max.poll.records": "20000",

@@ -227,6 +227,12 @@ class Supervisor:
             self.processes.remove(process)
         self.write_state()
 
+    async def restart(self, name: str) -> None:
+        """SIGKILL to a process, which is then started again; nothing to do when it does not run."""
+        for process in self.processes:
+            if process.spec.name == name:
+                await process.kill()
+
     async def start_phase(self, phase: int) -> None:
         """Start all of one phase at once and wait until each is ready; the first failure is raised."""
         group = [process for process in self.processes if process.spec.phase == phase]

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
@@ -30,14 +31,16 @@ from streams.region.deployed import DeployedWorkers, udf_process
 from streams.region.java import JvmOptions
 from streams.region.kafka_server import KafkaOptions
 from streams.region.mirror_maker import MirrorOptions
+from streams.region.mirrored import MirroredEvents
 from streams.region.paths import data_dir
-from streams.region.plan import MIRROR_PORT, parse_regions, plan
+from streams.region.plan import CLUSTER_ID, brokers_of, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
 from streams.region.spares import Spares
 from streams.region.status import kill_leftovers, read_state
 from streams.region.supervisor import ManagedProcess, ProcessSpec, RestartPolicy, Supervisor
 
 LOCK_NAME = "supervisor.lock"
+MIRROR = "mirror"
 WORKER_GRACE_S = 1.5  # a worker that lives so long has started; that its tables are served, the gateways' /readyz says
 Say = Callable[[str], None]
 RegionCommand = Callable[[Path, Region], Sequence[str]]
@@ -60,7 +63,8 @@ def udf_command(data: Path, region: Region, udf: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What to start. `regions` None means those the directory holds, or the default two.
+    """What to start. `regions` None means those the directory holds, or the default two; `brokers` of each likewise,
+    or one.
 
     `prepare` runs once the brokers answer, before anything else starts (to make topics). `worker` and `gateway` give
     each region's command, `udf_worker` that of a deployed UDF; None leaves them out. `settings` override any of
@@ -79,6 +83,7 @@ class UpOptions:
     ready_timeout_s: float = 180.0
     when_ready: Callable[[Topology], Awaitable[None]] | None = None
     serve: bool = True
+    brokers: int | None = None
 
 
 def process_env() -> dict[str, str]:
@@ -88,11 +93,11 @@ def process_env() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONUNBUFFERED": "1"}
 
 
-def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
+def specs(options: UpOptions, topology: Topology, mirrored: MirroredEvents | None = None) -> list[ProcessSpec]:
     """The processes of a system: brokers (phase 0), then mirror, workers and gateways together (phase 1)."""
-    found = [_kafka_spec(options, region) for region in topology.regions]
+    found = [spec for region in topology.regions for spec in _kafka_specs(options, region)]
     if len(topology.regions) > 1:
-        found.append(_mirror_spec(options, topology))
+        found.append(_mirror_spec(options, topology, mirrored or MirroredEvents(options.data, topology.names)))
     for region in topology.regions:
         if options.worker is not None:
             found.append(_python_spec(options, region, "worker", options.worker))
@@ -101,42 +106,62 @@ def specs(options: UpOptions, topology: Topology) -> list[ProcessSpec]:
     return found
 
 
-def _kafka_spec(options: UpOptions, region: Region) -> ProcessSpec:
-    name = f"kafka-{region.name}"
-    port = int(region.bootstrap_servers.rpartition(":")[2])
-    kafka = KafkaOptions(
-        name,
-        options.data / "kafka" / region.name,
-        options.data / "logs" / f"{name}.log",
-        port,
-        region.controller_port,
-        mirror_port=int(region.extra.get(MIRROR_PORT, 0)),
-        mirror_advertised_port=int(region.mirror_bootstrap_servers.rpartition(":")[2] or 0),
-        jvm=options.kafka_jvm,
-        settings=options.settings,
-    )
+def _kafka_specs(options: UpOptions, region: Region) -> list[ProcessSpec]:
+    """A region's broker, `kafka-REGION`; several are `kafka-REGION-1` and so on, by their ids."""
+    brokers = brokers_of(region)
+    voters = tuple(each.controller_port for each in brokers)
+    found = []
+    for node_id, broker in enumerate(brokers, 1):
+        alone = len(brokers) == 1
+        name = f"kafka-{region.name}" if alone else f"kafka-{region.name}-{node_id}"
+        place = options.data / "kafka" / region.name
+        found.append(
+            _kafka_spec(
+                KafkaOptions(
+                    name,
+                    place if alone else place / str(node_id),
+                    options.data / "logs" / f"{name}.log",
+                    broker.port,
+                    broker.controller_port,
+                    mirror_port=broker.mirror_port,
+                    mirror_advertised_port=broker.mirror_advertised_port,
+                    jvm=options.kafka_jvm,
+                    settings=options.settings,
+                    node_id=node_id,
+                    voters=voters,
+                    cluster_id=region.extra.get(CLUSTER_ID, ""),
+                ),
+                region,
+            )
+        )
+    return found
+
+
+def _kafka_spec(kafka: KafkaOptions, region: Region) -> ProcessSpec:
     return ProcessSpec(
-        name=name,
+        name=kafka.name,
         command=lambda: kafka_server.kafka_command(kafka),
         log_file=kafka.log_file,
-        is_ready=lambda: kafka_server.is_ready(port, kafka.directory),
+        is_ready=lambda: kafka_server.is_ready(kafka.port, kafka.directory, node_id=kafka.node_id),
         regions=(region.name,),
         ready_timeout_s=120.0,
         stop_timeout_s=20.0,
     )
 
 
-def _mirror_spec(options: UpOptions, topology: Topology) -> ProcessSpec:
+def _mirror_spec(options: UpOptions, topology: Topology, mirrored: MirroredEvents) -> ProcessSpec:
     log_file = options.data / "logs" / "mirror.log"
     port = 0
 
     def command() -> list[str]:
         nonlocal port
         port = free_ports(1)[0]
-        return mirror_maker.mirror_command(MirrorOptions(options.data / "mirror", log_file, port, topology.regions))
+        topics = mirror_maker.mirrored_topics(mirrored.names())
+        mirror = MirrorOptions(options.data / "mirror", log_file, port, topology.regions, topics)
+        return mirror_maker.mirror_command(mirror)
 
     return ProcessSpec(
-        name="mirror",
+        name=MIRROR,
         command=command,
         log_file=log_file,
         is_ready=lambda: mirror_maker.is_ready(port),
@@ -218,8 +243,9 @@ async def _run(options: UpOptions, say: Say) -> None:
     await asyncio.to_thread(jars.class_path, "kafka")
     await _prepare_fast_starts(say, stop_asked)
     ports = PortLocks()  # claims last as long as this function's frame: until everything has stopped
-    topology = plan(options.data, options.regions, ports.claim)
-    supervisor = Supervisor(options.data, specs(options, topology), facts={"data": str(options.data)})
+    topology = plan(options.data, options.regions, ports.claim, options.brokers)
+    mirrored = MirroredEvents(options.data, topology.names)
+    supervisor = Supervisor(options.data, specs(options, topology, mirrored), facts={"data": str(options.data)})
     supervisor.on_change = _narrator(say, supervisor)
 
     async def prepare() -> None:
@@ -229,7 +255,7 @@ async def _run(options: UpOptions, say: Say) -> None:
 
     starting = asyncio.create_task(supervisor.start({0: prepare}))
     stopping = asyncio.create_task(stop_asked.wait())
-    following: asyncio.Task[None] | None = None
+    following: asyncio.Future[Any] | None = None
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and not stop_asked.is_set():
@@ -237,7 +263,10 @@ async def _run(options: UpOptions, say: Say) -> None:
             for region in topology.regions:
                 say(f"{region.name}  gateway {region.gateway_url}  kafka {region.bootstrap_servers}")
             say(f"ready ({time.monotonic() - started:.1f} s)")
-            following = asyncio.create_task(_follow_udfs(options, topology, supervisor))
+            followers = [_follow_udfs(options, topology, supervisor)]
+            if len(topology.regions) > 1:
+                followers.append(mirrored.run(supervisor, MIRROR, say))
+            following = asyncio.gather(*followers)
             await _serve(options, topology, stopping)
     finally:
         if following is not None:
@@ -353,6 +382,8 @@ def detach(options: UpOptions, say: Say, *, module: str = "streams.region.up") -
     command = [sys.executable, "-m", module, "--data", str(options.data)]
     if options.regions:
         command += ["--regions", ",".join(options.regions)]
+    if options.brokers is not None:
+        command += ["--brokers", str(options.brokers)]
     log_file = options.data / "logs" / "supervisor.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     position = log_file.stat().st_size if log_file.exists() else 0
@@ -406,10 +437,11 @@ def main(arguments: Sequence[str] | None = None, *, overrides: Mapping[str, obje
     parser = argparse.ArgumentParser(prog="python -m streams.region.up")
     parser.add_argument("--data")
     parser.add_argument("--regions")
+    parser.add_argument("--brokers", type=int)
     parsed = parser.parse_args(arguments)
     try:
         regions = parse_regions(parsed.regions) if parsed.regions else None
-        options = UpOptions(data_dir(parsed.data), regions, **(overrides or {}))  # type: ignore[arg-type]
+        options = UpOptions(data_dir(parsed.data), regions, brokers=parsed.brokers, **(overrides or {}))  # type: ignore[arg-type]
         run(options, _print)
     except StreamsError as error:
         print(f"error: {error}", flush=True)

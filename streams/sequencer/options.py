@@ -11,6 +11,8 @@ from streams.model.topology import Topology
 
 GROUP = "strong"
 """The consistency group that every strong keyspace belongs to."""
+ORDERS_GROUP = "orders"
+"""The group of the order books, with a machine of its own."""
 RECORD_BYTES_MAX = 20 << 20
 BarrierMode = Literal["auto", "index", "append"]
 
@@ -22,7 +24,8 @@ class SequencerOptions:
     `wait_s` bounds a command or a read. `unreachable_s`: the home region has not answered for so long: writes are then
     refused at once. `barrier`: how a linearizable read finds out how far the log is: `index` asks the partition's
     leader for its end, `append` writes a record; `auto`: `append` when the partition has more than one replica.
-    `batch_commands` and `batch_bytes`: how much is applied in one step of the event loop.
+    `batch_commands` and `batch_bytes`: how much is applied in one step of the event loop. `results_bytes`: how
+    much of the latest results is kept for those who wait for one.
     """
 
     wait_s: float = 5.0
@@ -32,7 +35,7 @@ class SequencerOptions:
     barrier: BarrierMode = "auto"
     batch_commands: int = 256
     batch_bytes: int = 4 << 20
-    results_max: int = 65_536
+    results_bytes: int = 16 << 20
     fetch: FetchOptions = FetchOptions(  # noqa: RUF009 (frozen)
         read_committed=False, max_wait_ms=500, client_id="streams-sequencer", request_timeout_s=10.0
     )

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from streams.kafka.admin import Admin
 from streams.kafka.link import Deadline
@@ -20,14 +21,49 @@ from streams.kafka.run import Run
 from streams.model.clock import wall_ms
 from streams.model.errors import Conflict, StreamsError, Timeout, TooManyRequests, Unavailable
 from streams.sequencer.barrier import SharedBarrier
-from streams.sequencer.commands import Result, barrier
+from streams.sequencer.commands import barrier
 from streams.sequencer.options import RECORD_BYTES_MAX, SequencerOptions, topic_of, topic_spec
-from streams.sequencer.state import SequencedState, Step
 from streams.wasm.machine_host import LogCommand
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[Step | None, int], None]
+
+class Told(Protocol):
+    """A command's result."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+
+
+R = TypeVar("R", bound=Told)
+
+
+class LogState(Protocol):
+    """What is applied of a log (`SequencedState`, `OrdersStore`). `apply` answers a step with a result a command."""
+
+    @property
+    def next(self) -> int:
+        """The position up to which everything is applied."""
+
+    @property
+    def machine_state(self) -> Any:
+        """Where the machine stands; `time_ms` is the time of the log."""
+
+    def belongs_to(self, topic_id: str) -> bool:
+        """Whether it was made from this topic, by this machine."""
+
+    def begin(self, topic_id: str) -> None:
+        """Note what it is made from."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+    def apply(self, commands: Sequence[LogCommand], following: int) -> Any:
+        """Apply commands, all or none."""
+
+
+OnStep = Callable[[Any, int], None]
 """Told in the step of the event loop that applied: what changed (None: only the time passed), the marker's time."""
 _MARGIN_BYTES = 64 << 10
 
@@ -38,7 +74,7 @@ class OutcomeUnknown(Unavailable):
     title = "outcome unknown"
 
 
-class Replica:
+class Replica(Generic[R]):
     """One gateway's replica of a group. For one event loop.
 
     `execute` answers from this replica, once it has applied the command: what is answered is in the log for good.
@@ -48,7 +84,7 @@ class Replica:
         self,
         group: str,
         home_servers: str,
-        state: SequencedState,
+        state: LogState,
         on_step: OnStep,
         options: SequencerOptions | None = None,
     ) -> None:
@@ -66,7 +102,8 @@ class Replica:
         )
         self._barrier = SharedBarrier(self._probe)
         self._appends = options.barrier == "append"
-        self._results: OrderedDict[int, Result] = OrderedDict()
+        self._results: OrderedDict[int, R] = OrderedDict()
+        self._results_bytes = 0
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._tickets = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -101,7 +138,7 @@ class Replica:
         """Whether the home region has answered lately."""
         return self._connected and time.monotonic() - self._contact_s < self._options.unreachable_s
 
-    async def execute(self, command: bytes) -> tuple[Result, int]:
+    async def execute(self, command: bytes) -> tuple[R, int]:
         """Append a command; its result and offset once it is applied here.
 
         Unavailable: nothing was written. OutcomeUnknown: it may have been, or may be yet.
@@ -244,8 +281,9 @@ class Replica:
         step = self.state.apply(commands, following)
         for command, result in zip(commands, step.results, strict=True):
             self._results[command.offset] = result
-        while len(self._results) > self._options.results_max:
-            self._results.popitem(last=False)
+            self._results_bytes += result.size_bytes
+        while self._results_bytes > self._options.results_bytes and len(self._results) > len(commands):
+            self._results_bytes -= self._results.popitem(last=False)[1].size_bytes
         self._on_step(step, max(self.state.machine_state.time_ms, 0))
         self._wake()
 

@@ -45,11 +45,13 @@ class SequencedState:
             TablePartition.wipe(path)
             self.store = TablePartition(path, options)
         self._time_ms = 0
+        self._sweep_at_ms = 0
         self._load()
 
     def _load(self) -> None:
         self.machine_state: MachineState = decode_state(self.store.get(META_KEY))
         self._time_ms = self.machine_state.time_ms
+        self._sweep_at_ms = 0
 
     @property
     def next(self) -> int:
@@ -87,22 +89,32 @@ class SequencedState:
             raise Conflict(f"{self._topic} stepped back to {commands[0].offset}, applied is {self.next}", field="topic")
         done = self._machine.apply(commands, self.store.multi_get)
         rows = list(done.rows)
+        first_ms = NEVER_MS
         for key, row in done.rows:
             if row is not None and (expires_ms := expiry_of(key, row)) != NEVER_MS:
+                first_ms = min(first_ms, expires_ms)
                 rows.append((_INDEX + expires_ms.to_bytes(8, "big") + key, b""))
         for key, row in done.rows:
             if key == META_KEY:
                 self.machine_state = decode_state(row)
         self._time_ms = max(self._time_ms, self.machine_state.time_ms)
-        swept = self._sweep({key for key, _ in done.rows}) if done.rows else []
+        due = done.rows and self._time_ms >= self._sweep_at_ms
+        swept = self._sweep({key for key, _ in done.rows}) if due else []
         self.store.apply(rows + swept, None, following)
+        self._sweep_at_ms = min(self._sweep_at_ms, first_ms)
         keys = [key for key, _ in (*done.rows, *swept) if key[0] >= 0x20]
         return Step([decode_result(each) for each in done.results], keys)
 
     def _sweep(self, just_changed: set[bytes]) -> list[tuple[bytes, bytes | None]]:
+        """The rows of up to `SWEEP_ROWS` entries of the index that are due, and those entries.
+
+        Every command leaves an entry that is due in a month, so the index is only looked at when its first one is due.
+        """
         dead: list[tuple[bytes, bytes | None]] = []
+        self._sweep_at_ms, kept = 0, False  # 0: something due may be left
         for entry, _ in self.store.scan(_INDEX, limit=SWEEP_ROWS):
-            if int.from_bytes(entry[2:10], "big") > self._time_ms:
+            if (due_ms := int.from_bytes(entry[2:10], "big")) > self._time_ms:
+                self._sweep_at_ms = self._time_ms if kept else due_ms
                 break
             key = entry[10:]
             if key not in just_changed:
@@ -110,6 +122,8 @@ class SequencedState:
                 if row is not None and expiry_of(key, row) <= self._time_ms:
                     dead.append((key, None))
                 dead.append((entry, None))
+            else:
+                kept = True
         return dead
 
     def marker(self, time_ms: int) -> Marker:

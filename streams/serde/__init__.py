@@ -7,7 +7,7 @@ from streams.serde.frame_columns import Columns, Dictionary, Items, Raw
 from streams.serde.frame_reader import FrameColumns, decode_frame
 from streams.serde.frames import Frame, encode_frames, is_frame
 from streams.serde.json_text import dump_json, parse_json
-from streams.serde.puts import delete_value, from_avro, purge_value, to_avro
+from streams.serde.puts import delete_value, from_avro, purge_frames, purge_value, to_avro
 from streams.serde.schemas import DELETE, FRAME, PURGE, TABLE_PURGE, AvroSchema, load_builtin, parse_schema, schema_id
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "parse_json",
     "parse_schema",
     "project",
+    "purge_frames",
     "purge_value",
     "schema_id",
     "to_avro",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 
 from streams.model.errors import BadInput
 from streams.model.keyspace import Keyspace
 from streams.serde.codec import SchemaSet, encode
+from streams.serde.frame_columns import Columns, Dictionary
+from streams.serde.frames import encode_frames
 from streams.serde.json_text import dump_json
 from streams.serde.mapping import avro_to_json, describe, json_to_avro, timestamp
 from streams.serde.schemas import DELETE, PURGE, TABLE_PURGE, AvroSchema, load_builtin
@@ -79,6 +83,24 @@ def purge_value(generation: int, before_ms: int, last_hlc: int, *, remove: bool,
     if table:
         return encode(load_builtin()[TABLE_PURGE], {**purge, "table": table})
     return encode(load_builtin()[PURGE], purge)
+
+
+def purge_frames(purges: Sequence[tuple[bytes, int, int, int, bool]], table: str = "") -> list[bytes]:
+    """Purges of rows of one table as frames (`is_frame`), each a record's value for the partition of those rows.
+
+    `purges`: (key, and what `purge_value` takes: generation, before_ms, last_hlc, remove).
+    """
+    keys, generation, before_ms, last_hlc, remove = zip(*purges, strict=True)
+    numbers = {"generation": generation, "before_ms": before_ms, "last_hlc": last_hlc}
+    value: dict[str, Any] = {name: np.array(given, np.int64) for name, given in numbers.items()}
+    value["remove"] = np.array(remove, np.bool_)
+    if table:
+        value["table"] = Dictionary([table], np.zeros(len(keys), np.int64))
+    schema = load_builtin()[TABLE_PURGE if table else PURGE]
+    frames = encode_frames(
+        Columns(keys, value), schema, lambda _blob, starts, _lengths: np.zeros(len(starts), np.int32)
+    )
+    return [frame.value for frame in frames]
 
 
 def _counter(body: Any, _now_ms: int | None) -> dict[str, int]:

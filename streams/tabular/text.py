@@ -14,6 +14,7 @@ import pyarrow as pa
 from streams.model.errors import BadInput
 from streams.serde import parse_json
 from streams.tabular.judge import REASON_CHARACTERS, Rejection
+from streams.tabular.quick_json import ColumnReader
 from streams.tabular.rows import CsvRows, JsonRows, Rows, text_array
 from streams.tabular.shape import AS_IS, Shape
 
@@ -100,6 +101,7 @@ class NdjsonRows:
     def __init__(self, shape: Shape = AS_IS) -> None:
         self._shape = shape
         self._line = 0
+        self._columns = ColumnReader()
 
     def parse(self, block: bytes | None) -> Parsed:
         """The rows of a block."""
@@ -108,6 +110,10 @@ class NdjsonRows:
             return None, [Rejection(self._line, f"the line is over {LINE_BYTES_MAX} bytes")]
         if not self._line:
             block = block.removeprefix(codecs.BOM_UTF8)
+        found = self._columns.read(block, self._line + 1) if self._shape.plain else None
+        if found is not None:
+            self._line += len(found.numbers)
+            return found, []
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()

@@ -10,6 +10,8 @@ from streams.model.errors import BadInput
 from streams.wasm.abi import validate_module
 from streams.wasm.caps import DEFAULT_CAPS, capped
 from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.function_host import check_function
+from streams.wasm.function_manifest import FIELDS, FunctionCaps, check_function_caps
 from streams.wasm.manifest import Manifest, parse_manifest
 
 MANIFEST_BYTES_MAX = 64 << 10
@@ -17,6 +19,7 @@ _FIELDS = (
     "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants",
     "on_trap", "trap_limit", "trap_window_s",
 )  # fmt: skip
+_FUNCTION_FIELDS = ("name", "version", "abi", "kind", "limits", "constants", *FIELDS)
 _MERGES = ("lww", "counter", "max", "min")
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){0,3}\Z")
 _RESERVED = ("events", "table", "dead-letter", "late", "alerts", "definitions", "udfs", "udf-states")
@@ -25,10 +28,12 @@ _RESERVED = ("events", "table", "dead-letter", "late", "alerts", "definitions", 
 @dataclass(frozen=True, slots=True)
 class DeployCaps:
     """What the operator allows. `module_bytes`: a module travels as one Kafka record; `udfs`: how many are deployed at
-    once, each a process in every region; `limits`: the most that a manifest may ask for."""
+    once, each a process in every region; `limits`: the most that a manifest may ask for,
+    `functions` the same of a function."""
 
     module_bytes: int = 8 << 20
     udfs: int = 32
+    functions: FunctionCaps = FunctionCaps()  # noqa: RUF009
     limits: Limits = DEFAULT_CAPS
 
 
@@ -43,15 +48,21 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
-    """The manifest of a fold that may be deployed, with the limits that it gets. BadInput names what is wrong."""
+    """The manifest of a fold or function that may be deployed, with the limits it gets. BadInput: what is wrong."""
     if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
         raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
     manifest = parse_manifest(text)
-    if unknown := tomllib.loads(text).keys() - set(_FIELDS):
-        raise BadInput("udf.toml has no such field", field=min(unknown)[:80], fix=f"use {', '.join(_FIELDS)}")
+    fields = _FIELDS if manifest.function is None else _FUNCTION_FIELDS
+    if unknown := tomllib.loads(text).keys() - set(fields):
+        raise BadInput(
+            f"udf.toml of a {manifest.kind} has no such field", field=min(unknown)[:80], fix=f"use {', '.join(fields)}"
+        )
     version_key(manifest.version)
+    if manifest.function is not None:
+        check_function_caps(manifest.function, manifest.limits, caps.functions)
+        return manifest
     if manifest.kind != "fold":
-        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix="use fold")
+        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix="use fold or function")
     if len(manifest.merges) != 1:
         raise BadInput("a deployed UDF has one merge type", field="merge", fix=f"use one of {', '.join(_MERGES)}")
     if manifest.merges[0].label not in _MERGES:
@@ -80,4 +91,6 @@ def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: Modul
             field="module",
             fix="strip it, or raise the gateway's --udf-module-mib",
         )
+    if manifest.function is not None:
+        return check_function(wasm, manifest.function, manifest.limits)
     return validate_module(wasm, cache, manifest.limits)

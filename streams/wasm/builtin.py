@@ -14,6 +14,7 @@ _PATHS = {
     "min": ("extremum", "min.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
     "anomaly": ("anomaly", "anomaly.wasm"),
+    "order_book": ("order_book", "order_book.wasm"),
     "strong_kv": ("strong_kv", "strong_kv.wasm"),
     "telemetry": ("telemetry", "telemetry.wasm"),
 }

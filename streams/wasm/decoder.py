@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from streams.model.errors import StreamsError
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
 from streams.wasm.batch import Buffer
+from streams.wasm.buffers import Buffers, Make
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import Limits, ModuleCache, UdfTrap
 from streams.wasm.guest import Guest
@@ -159,8 +162,12 @@ class DecodeError(StreamsError):
 class RecordDecoder:
     """Decodes runs with one instance of the module, kept between calls. Not thread-safe."""
 
-    def __init__(self, cache: ModuleCache, memory_budget_bytes: int = 256 << 20) -> None:
-        """`memory_budget_bytes`: the instance is renewed when a run has grown its memory beyond this."""
+    def __init__(
+        self, cache: ModuleCache, memory_budget_bytes: int = 256 << 20, buffers: Buffers | None = None
+    ) -> None:
+        """`memory_budget_bytes`: the instance is renewed when a run has grown its memory beyond this. `buffers`: where
+        large batches are put (None: each in memory of its own)."""
+        self._make: Make = buffers.take if buffers else lambda size: np.empty(size, np.uint8)
         self._cache = cache
         self._budget = memory_budget_bytes
         self._compiled = cache.load(builtin_module("record_decoder"))
@@ -190,7 +197,7 @@ class RecordDecoder:
         pieces, n_pieces, rejects_at, n_rejects, status, n, decoded_to = _OUT.unpack(guest.read(out, _OUT.size))
         if status not in (0, 1):
             raise DecodeError("record batch of a magic other than 2" if status == 2 else "malformed decoder input")
-        batch = guest.read_pieces(list(_PIECE.iter_unpack(guest.read(pieces, n_pieces * _PIECE.size))))
+        batch = guest.read_pieces(list(_PIECE.iter_unpack(guest.read(pieces, n_pieces * _PIECE.size))), self._make)
         rejects = self._rejects(guest, guest.read(rejects_at, n_rejects * _REJECT.size)) if n_rejects else []
         if guest.memory_bytes > self._budget:
             self.close()

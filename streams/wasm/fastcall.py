@@ -17,6 +17,7 @@ _SIGNATURES = {
     "streams_take": "",
     "streams_outputs": "",
     "streams_apply": "",
+    "streams_restored": "",
     "streams_alloc": "i",
 }
 """Parameters, i = i32 and l = i64; other exports whose name starts so: `streams_…_v1` none, the rest (ptr, len)."""

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import wasmtime
 
 from streams.wasm.backtrace import frames_of
 from streams.wasm.batch import Buffer
+from streams.wasm.buffers import Make
 from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 from streams.wasm.fastcall import FastFunction
 from streams.wasm.meter import UdfMeter
 
-_HUGE_BYTES = 4 << 20
+_LARGE_BYTES = 256 << 10
 _DESC = struct.Struct("<IIi")
 _MESSAGES = {
     "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
@@ -149,17 +149,17 @@ class Guest:
             raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
         return ctypes.string_at(self._address(ptr, size), size)
 
-    def read_pieces(self, pieces: Sequence[tuple[int, int]]) -> Buffer:
+    def read_pieces(self, pieces: Sequence[tuple[int, int]], make: Make) -> Buffer:
         """Copies several (pointer, length) out, one after the other, in one copy; limited together as one `read`.
 
-        Into a numpy array when that is large: numpy asks for huge pages, and page faults cost more than the copy.
+        Into a buffer of `make` when that is large: page faults of fresh memory cost more than the copy.
         """
         size = sum(length for _, length in pieces)
         if size > self._limits.output_bytes:
             raise UdfTrap(f"output of {size} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT)
-        if size < _HUGE_BYTES:
+        if size < _LARGE_BYTES:
             return b"".join(self.read(ptr, length) for ptr, length in pieces)
-        out, at = np.empty(size, np.uint8), 0
+        out, at = make(size), 0
         for ptr, length in pieces:
             ctypes.memmove(out.ctypes.data + at, self._address(ptr, length), length)
             at += length

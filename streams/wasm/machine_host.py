@@ -6,6 +6,7 @@ out, so its state may outgrow memory, and results do not depend on where batches
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class MachineHost:
         guest = self._guest or Guest(self.cache.load(self.wasm), self.limits, self.cache.host)
         self._guest = None
         try:
-            found = _run(guest, commands, read_rows)
+            found = run_batch(guest, commands, read_rows)
         except BaseException:
             guest.close()
             raise
@@ -86,14 +87,15 @@ class MachineHost:
             guest.close()
 
 
-def _run(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
-    ptr, size = guest.put(_batch(commands))
+def run_batch(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> Applied:
+    """Apply a batch on an instance. UdfTrap: the instance must not be used again."""
+    ptr, size = guest.put(encode_batch(commands))
     asked, _ = guest.describe(guest.call("streams_prepare", ptr, size))
     keys, firsts = _asked(asked)
     if keys:
         rows = read_rows(keys)
         heads = [None if row is None else row[:first] for row, first in zip(rows, firsts, strict=True)]
-        ptr, size = guest.put(_rows(keys, heads))
+        ptr, size = guest.put(encode_rows(keys, heads))
         if guest.call("streams_load", ptr, size):
             raise UdfTrap("the machine refused the rows that it asked for", TrapKind.MALFORMED)
     answer, _ = guest.describe(guest.call("streams_apply"))
@@ -102,11 +104,12 @@ def _run(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows) -> A
     status = 1
     while status:
         taken, status = guest.describe(guest.call("streams_take"))
-        changed += _taken(taken)
+        changed += taken_rows(taken)
     return Applied(results, changed)
 
 
-def _batch(commands: Sequence[LogCommand]) -> bytes:
+def encode_batch(commands: Sequence[LogCommand]) -> bytes:
+    """Commands as `streams_prepare` takes them."""
     n = len(commands)
     ends = np.cumsum([len(each.value) for each in commands], dtype=np.uint32)
     stamps = np.array([each.append_ms for each in commands], np.int64)
@@ -129,13 +132,13 @@ def _count(data: bytes) -> int:
 
 
 def _cut(data: bytes, at: int, ends: Sequence[int]) -> list[bytes]:
-    found, start = [], 0
-    for end in ends:
-        if end < start or at + end > len(data):
-            raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
-        found.append(data[at + start : at + end])
-        start = end
-    return found
+    if not ends:
+        return []
+    starts = [0, *ends[:-1]]
+    if at + ends[-1] > len(data) or any(map(operator.gt, starts, ends)):
+        raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
+    blob = data[at : at + ends[-1]]
+    return [blob[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _asked(data: bytes) -> tuple[list[bytes], list[int]]:
@@ -151,20 +154,22 @@ def _blobs(data: bytes, expected: int) -> list[bytes]:
     return _cut(data, 4 + 4 * n, _column(data, 4, n))
 
 
-def _rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
-    key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint32)
-    row_ends = np.cumsum([len(row or b"") for row in rows], dtype=np.uint32)
-    present = bytes(row is not None for row in rows)
+def encode_rows(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> bytes:
+    """Rows as `streams_load` and `streams_restore` take them."""
+    key_ends = np.cumsum(list(map(len, keys)), dtype=np.uint32)
+    row_ends = np.cumsum([0 if row is None else len(row) for row in rows], dtype=np.uint32)
+    present = bytes([row is not None for row in rows])
     head = _U32.pack(len(keys)) + key_ends.tobytes() + row_ends.tobytes() + present
     return head + b"".join(keys) + b"".join(row for row in rows if row is not None)
 
 
-def _taken(data: bytes) -> list[tuple[bytes, bytes | None]]:
+def taken_rows(data: bytes) -> list[tuple[bytes, bytes | None]]:
+    """The rows of an answer of `streams_take`; UdfTrap."""
     n = _count(data)
     key_ends, row_ends = _column(data, 4, n), _column(data, 4 + 4 * n, n)
     present = data[4 + 8 * n : 4 + 9 * n]
     keys = _cut(data, 4 + 9 * n, key_ends)
     rows = _cut(data, 4 + 9 * n + (key_ends[-1] if n else 0), row_ends)
-    if len(present) != n or any(not len(key) > 0 or key[0] == 0 for key in keys):
+    if len(present) != n or (keys and min(keys) < b"\x01"):
         raise UdfTrap("the machine changed a row without a key, or with the platform's own", TrapKind.MALFORMED)
     return [(key, row if is_there else None) for key, row, is_there in zip(keys, rows, present, strict=True)]

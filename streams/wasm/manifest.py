@@ -13,6 +13,8 @@ from streams.model.errors import BadInput
 from streams.model.keys import check_name
 from streams.model.row import MergeType
 from streams.model.ttl import parse_ttl_ms
+from streams.wasm.function_manifest import KIND as FUNCTION
+from streams.wasm.function_manifest import FunctionPart, parse_function
 from streams.wasm.limits import LIMIT_NAMES, Limits
 from streams.wasm.quarantine import OnTrap, TrapPolicy
 
@@ -20,7 +22,7 @@ OUTPUTS_MAX = 16
 INPUTS_MAX = 8
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
-KINDS = ("fold", "decoder", "machine")
+KINDS = ("fold", "decoder", "machine", FUNCTION)
 _POLICY = ("on_trap", "trap_limit", "trap_window_s")
 
 
@@ -29,7 +31,8 @@ class Manifest:
     """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
     its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
     `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none.
-    `policy`: what happens when it traps again and again; `asked`: the limits that it names itself."""
+    `policy`: what happens when it traps again and again; `asked`: the limits that it names itself. `function`: what a
+    function may do."""
 
     name: str
     version: str
@@ -44,6 +47,7 @@ class Manifest:
     ttl_ms: int | None = None
     policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
     asked: frozenset[str] = frozenset()
+    function: FunctionPart | None = None
 
     def modules(self) -> dict[str, MergeType | None]:
         """File names of the modules that the directory builds, and the merge type of each."""
@@ -69,6 +73,10 @@ def parse_manifest(text: str) -> Manifest:
         raise BadInput(f"{data['kind']!r:.40} is not one of {', '.join(KINDS)}", field="kind")
     name = check_name(data["name"], field="name")
     merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
+    if data["kind"] == FUNCTION:
+        part, its_limits = parse_function(data)
+        constants = _constants(data.get("constants", {}))
+        return Manifest(name, data["version"], 1, FUNCTION, (), its_limits, constants=constants, function=part)
     limits, policy = _limits_and_policy(data)
     ttl = data.get("ttl")
     if ttl is not None and not isinstance(ttl, str | int | float):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from streams.client import AsyncClient, connect
 from streams.model.errors import Conflict, PreconditionFailed, StreamsError, Timeout, Unavailable
+from streams.verify.recorder import HistoryRecorder
+from tests.support.certificate import ILLEGAL, OK, check_faults, check_not_empty, verify
+from tests.support.nemesis import PROGRESS, Nemesis
 from tests.support.polling import eventually
+from tests.support.strong_load import Doubled, LostAcks, StaleReads, StrongLoad, recorded
+from tests.support.trading_model import TradingModel, plain
 from tests.support.whole_system import FAR, HOME, PACE_S, WholeSystem
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -103,36 +111,74 @@ async def equal_states(system: WholeSystem) -> dict[str, object]:
     return found
 
 
-async def test_increments_from_both_regions_are_exact_through_kills(system: WholeSystem) -> None:
+SYMBOL = {"symbol": "KILL", "tick": Decimal("0.01"), "lot": Decimal(1), "mode": "continuous", "base": "KILL"}
+Placed = list[tuple[int, dict[str, Any], Any]]
+
+
+def random_order(rng: random.Random, identity: str) -> dict[str, Any]:
+    kind = rng.choices(("limit", "ioc", "fok", "market"), (7, 1, 1, 1))[0]
+    asked = {"id": identity, "symbol": "KILL", "side": rng.choice(("buy", "sell")), "type": kind}
+    asked["quantity"] = str(rng.randint(1, 9))
+    return asked if kind == "market" else asked | {"price": plain(Decimal(rng.randint(995, 1005)) / 100)}
+
+
+async def place(count: Count, edges: list[AsyncClient], asked: dict[str, Any], placed: Placed) -> None:
+    answer = await surely(count, edges, lambda edge: edge.place_order(**asked))
+    placed.append((answer["offset"], asked, answer))  # type: ignore[index]
+    count.done += 1
+
+
+async def books(system: WholeSystem) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = []
+    async with aiohttp.ClientSession() as http:
+        for region in (HOME, FAR):
+            async with http.get(f"{system.url(region)}/v1/books:digest") as answer:
+                found.append(await answer.json())
+    return found[0], found[1]
+
+
+async def test_orders_are_placed_once_and_matched_exactly_through_kills(system: WholeSystem) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
-    rng, count = random.Random(seed), Count()
-    victims = [f"gateway-{HOME}", f"gateway-{FAR}", f"kafka-{HOME}"]
-    rng.shuffle(victims)
+    rng, count, model, placed = random.Random(seed), Count(), TradingModel(), Placed()
     async with both(system) as (home, far):
-        orders = [[home, far], [far, home], [home, far], [far, home]]
-        for phase, victim in enumerate(victims):
+        await home.put_symbol("KILL", tick="0.01", lot="1")
+        model.symbol(SYMBOL | {"quote": "USD", "accounts": "optional", "self_trade": "cancel_newest"})
+        for phase, victim in enumerate((f"gateway-{HOME}", f"gateway-{FAR}")):
+
+            async def trader(number: int, phase: int = phase) -> None:
+                edges = [home, far] if number % 2 else [far, home]
+                for index in range(40):
+                    await place(count, edges, random_order(rng, f"{phase}-{number}-{index}"), placed)
+
             began, retried = count.done, count.retried
-            workers = [
-                asyncio.create_task(increment(count, edges, 10, f"{seed}-{phase}-{number}"))
-                for number, edges in enumerate(orders)
-            ]
-            await eventually(lambda t=began + 8: count.done >= t, 60, every_s=0.005)
+            traders = [asyncio.create_task(trader(number)) for number in range(4)]
+            await eventually(lambda t=began + 20: count.done >= t, 60, every_s=0.005)
             pid = system.kill(victim)
-            print(f"killed {victim} after {count.done - began} of 40 increments")
-            await asyncio.gather(*workers)
+            await asyncio.gather(*traders)
             assert count.retried > retried, "the kill came too late"
             await system.back(victim, pid, 90)
-        print(f"{count.done} increments, {count.failed} conflicts, {count.retried} retries")
-        assert count.failed, "nobody was in anybody's way"
+        assert len({offset for offset, _, _ in placed}) == len(placed) == 320
+        for offset, asked, answer in sorted(placed, key=lambda each: each[0]):
+            model.offset = offset
+            wanted = model.place(asked)
+            assert (answer["order"]["status"], answer["order"]["filled"]) == (wanted.status, wanted.filled), asked
+            assert answer["trades"] == wanted.trades, asked
         for edge in (home, far):
-            for key in (COUNTER, MIRROR):
-                row = await edge.get(key)
-                assert row is not None and row.value == count.done == 120
-        for key, version in rng.sample(count.keys, 20):
-            outcome = await rng.choice((home, far)).resolve(key)
-            assert (outcome.outcome, outcome.version) == ("applied", version), key
-    await equal_states(system)
+            book = await edge.get_order_book("KILL", 100)
+            assert (book["bids"], book["asks"]) == model.book("KILL")
+            made = [(each["maker"], each["taker"], each["quantity"]) async for each in edge.trades("KILL")]
+            assert made == [(t["maker"], t["taker"], t["quantity"]) for _, _, t in model.trades] and made
+            for _, asked, _ in rng.sample(placed, 20):
+                row = await edge.get_order(asked["id"])
+                assert row is not None and row["order"]["filled"] == plain(model.orders[asked["id"]].filled)
+
+    async def equal() -> bool:
+        here, there = await books(system)
+        assert here == there
+        return True
+
+    await eventually(equal, 30, every_s=0.1)
 
 
 async def test_resolve_cancels_for_good_at_every_gateway(system: WholeSystem) -> None:
@@ -214,6 +260,92 @@ async def test_a_lost_state_is_made_anew_from_the_log(system: WholeSystem, tmp_p
     await system.back(name, pid, 90)
     after = await equal_states(system)
     assert after["offset"] >= before["offset"]  # type: ignore[operator]
-    async with both(system) as (_, far):
-        row = await far.get(COUNTER)
-        assert row is not None and row.value == 120
+    async with both(system) as (home, far):
+        for key in ("strong:seen", COUNTER):
+            assert await far.get(key) == await home.get(key)
+
+
+# ---- the certificate: what concurrent clients were answered through every kind of fault is linearizable
+
+
+def _nemesis(system: WholeSystem, rng: random.Random) -> Nemesis:
+    victims = [f"gateway-{HOME}", f"gateway-{FAR}", f"kafka-{HOME}", rng.choice([f"worker-{HOME}", f"worker-{FAR}"])]
+    return Nemesis(system.kill, victims, system.link)
+
+
+async def certify(system: WholeSystem, history: Path, seed: int, *, rounds: int, clients: int) -> None:
+    """Clients at both gateways while everything fails; what they were told must be linearizable.
+
+    Beside them others increment a counter and its copy in transactions: none may be lost, none counted twice.
+    """
+    rng, count = random.Random(seed), Count()
+    print(f"seed {seed}")
+    urls = [system.url(HOME), system.url(FAR)]
+    nemesis = _nemesis(system, rng)
+    async with both(system) as (home, far):
+        before = await home.get(COUNTER)
+        orders = [[home, far], [far, home]]
+        workers = [
+            asyncio.create_task(increment(count, edges, 20 * rounds, f"{seed}-{number}"))
+            for number, edges in enumerate(orders)
+        ]
+        async with recorded(history, lambda recorder: StrongLoad(urls, recorder, seed, clients=clients)) as load:
+            for _ in range(rounds):
+                await nemesis.torment(load, rng)
+                await nemesis.recovered(lambda name, pid: system.back(name, pid, 90))
+            await load.more(PROGRESS)
+        await asyncio.gather(*workers)
+        print(f"{count.done} increments, {count.failed} conflicts, {count.retried} retries")
+        for edge in (home, far):
+            for key in (COUNTER, MIRROR):
+                row = await edge.get(key)
+                assert row is not None and row.value - (before.value if before else 0) == count.done == 40 * rounds
+        for key, version in rng.sample(count.keys, 10):
+            outcome = await rng.choice((home, far)).resolve(key)
+            assert (outcome.outcome, outcome.version) == ("applied", version), key
+    check_not_empty(load.tally, rounds)
+    assert load.tally.by["there"] >= 40 * rounds
+    check_faults(nemesis.evidence, {"gateway", "worker", "kafka"}, link=True)
+    status, report = await verify(history)
+    assert status == OK, report
+    assert report["operations"] >= load.tally.answered
+    await equal_states(system)
+
+
+async def test_certificate(system: WholeSystem, tmp_path: Path) -> None:
+    await certify(system, tmp_path / "history.ndjson", random.SystemRandom().getrandbits(32), rounds=1, clients=8)
+
+
+@pytest.mark.parametrize("bug", [StaleReads, LostAcks, Doubled])
+async def test_a_planted_bug_is_caught(system: WholeSystem, tmp_path: Path, bug: type[AsyncClient]) -> None:
+    """The same clients, system and checker; only something between them lies."""
+    seed, history = random.SystemRandom().getrandbits(32), tmp_path / "history.ndjson"
+    print(f"seed {seed}")
+    urls = [system.url(HOME), system.url(FAR)]
+
+    def load_of(recorder: HistoryRecorder) -> StrongLoad:
+        return StrongLoad(urls, recorder, seed, pause_s=0.002, replays=False, connect_to=bug)
+
+    for proxy in system.links:
+        proxy.delay_s = 0.1  # so that a copy is not always fresh by luck
+    try:
+        async with recorded(history, load_of) as load:
+            await load.more(300)
+    finally:
+        for proxy in system.links:
+            proxy.delay_s = 0.0
+    status, report = await verify(history)
+    print(load.tally, report["verdict"], report.get("culprit"))
+    assert status == ILLEGAL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+async def test_soak(system: WholeSystem, tmp_path: Path) -> None:
+    """Minutes of it: STREAMS_SOAK_S seconds (default 600), a history, a seed and a verdict for each round of faults."""
+    ends_s = time.monotonic() + float(os.environ.get("STREAMS_SOAK_S", "600"))
+    number = 0
+    while time.monotonic() < ends_s:
+        number += 1
+        seed = random.SystemRandom().getrandbits(32)
+        await certify(system, tmp_path / f"history-{number}.ndjson", seed, rounds=1, clients=16)

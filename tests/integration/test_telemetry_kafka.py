@@ -22,10 +22,12 @@ import pandas as pd
 import pytest
 
 from streams.client import AsyncClient, TelemetryWindows, connect, connect_sync
+from streams.kafka.admin import Admin
 from streams.model.errors import BadInput, NotFound
 from streams.model.token import Token
 from streams.serde import SchemaSet, load_builtin
 from tests.support.polling import eventually
+from tests.support.retention import raw_keys
 from tests.support.telemetry import DAY_MS, IDLE_MS, Reading, check_window, sessioned, slotted
 from tests.support.whole_system import FAR, HOME, WholeSystem, equal_digests, read_log
 
@@ -284,3 +286,87 @@ async def test_the_table_is_equal_in_both_regions_and_outlives_a_killed_worker(s
 
         await eventually(right, 30)
     await equal_digests(system, ("telemetry", "device"))
+
+
+async def test_what_has_expired_goes_from_reads_at_once_and_from_all_stores_of_both_regions(
+    system: WholeSystem,
+) -> None:
+    """TTLs by put, by row of a frame, by keyspace; the rows that further tables have made of them too."""
+    for ttl_s in (6, 40):  # a busy machine may need longer to see them alive in the other region
+        name, count = f"fleeting{time.time_ns()}", 60
+        async with system.sessions() as sessions:
+            dies_ms = await put_fleeting(*sessions, name, ttl_s, count)
+            seen = [await seen_of(edge, name) for edge in sessions]
+            in_time = time.time_ns() / 1e6 < min(dies_ms)
+            await eventually(lambda dies=dies_ms: time.time_ns() / 1e6 > max(dies), ttl_s + 5)
+            left = [await seen_of(edge, name) for edge in sessions]
+            assert left == [{"kv": 2 * count, name: 0, "device": 0}] * 2, left
+            for region in (HOME, FAR):
+                found = await sessions[0].aggregate_telemetry(f"iot:region:{region}", 60, metric=name)
+                assert not found.windows
+        if in_time:
+            break
+    assert in_time and seen == [{"kv": 4 * count + 2, name: 2 * count, "device": 2 * count}] * 2, seen
+    for table, rows in {"kv": 2 * count, name: 0, "device": 0, "telemetry": 0, "anomaly": 0}.items():
+        await eventually(lambda table=table, rows=rows: stores_hold(system, table, name, rows), 90, every_s=0.5)
+    await equal_digests(system, ("kv", name, "device", "telemetry", "anomaly"))
+
+
+async def put_fleeting(home: AsyncClient, far: AsyncClient, name: str, ttl_s: int, count: int) -> list[int]:
+    """In both regions: `count` rows of each kind that live for `ttl_s`, and as many of `kv` that live for an hour.
+
+    When the first died, and the last, at about; each session has seen what the other has put.
+    """
+    await home.put_keyspace(name, partitions=1, ttl=ttl_s)
+    await eventually(lambda: far.get_json(f"/v1/keyspaces/{name}"), 30)
+    dies_ms, ids = [time.time_ns() // 1_000_000 + ttl_s * 1_000], range(count)
+    for region, edge in ((HOME, home), (FAR, far)):
+        keys = [f"kv:{name}-{region}-{kind}-{each}" for each in ids for kind in ("long", "short")]
+        await edge.put_many("kv", {"key": keys, "value": ["v"] * len(keys), "ttl": [3_600, ttl_s] * count})
+        await edge.put_many(name, {"key": [f"{name}:{region}-{each}" for each in ids], "value": [1] * count})
+        readings = {"key": [key_of(f"{name}-{region}-{each}") for each in ids], "metric": [name] * count}
+        await edge.put_many("device", {**readings, "value": np.arange(count) * 1.0, "ttl": [ttl_s] * count})
+        receipt = await edge.put(f"kv:{name}-{region}-one", 1, ttl=ttl_s)
+        dies_ms.append(receipt.timestamp + ttl_s * 1_000)
+    for edge, other in ((home, far), (far, home)):
+        edge.observe(other.token)
+    return dies_ms
+
+
+async def seen_of(edge: AsyncClient, name: str) -> dict[str, int]:
+    """How many rows of this test a gateway shows."""
+    prefixes = {"kv": f"kv:{name}", name: f"{name}:", "device": f"device:{name}"}
+    return {table: len([row async for row in edge.scan(table, prefix=at)]) for table, at in prefixes.items()}
+
+
+def stores_hold(system: WholeSystem, table: str, name: str, rows: int) -> bool:
+    """Whether each region's worker holds half of so many of this test's rows, and each gateway both halves."""
+    for region in (HOME, FAR):
+        worker = [system.data / "worker" / region / "builtin" / table]
+        gateway = [system.data / "gateway" / region / table / origin for origin in (HOME, FAR)]
+        found = [len(raw_keys(places, name.encode())) for places in (worker, gateway)]
+        assert found == [rows // 2, rows], (region, table, found)
+    return True
+
+
+async def test_a_keyspace_may_have_its_events_mirrored(system: WholeSystem) -> None:
+    name = f"whole{time.time_ns()}"
+    async with system.sessions() as (home, far):
+        await home.put_keyspace(name, partitions=1)
+        first = await home.put(f"{name}:a", 1)
+        await home.put_keyspace(name, partitions=1, mirror="events")
+        await eventually(lambda: far.get_json(f"/v1/keyspaces/{name}"), 30)
+        await home.put(f"{name}:b", 2)
+
+    async def mirrored() -> bool:
+        async with Admin(system.kafka(FAR)) as admin:
+            assert await admin.topics([f"{HOME}.events.{name}"]), "there is no such topic yet"
+        there = await read_log(system.kafka(FAR), f"{HOME}.events.{name}")
+        here = await read_log(system.kafka(HOME), f"events.{name}")
+        assert [(each.key, each.value) for each in there] == [(each.key, each.value) for each in here]
+        assert [each.timestamp for each in there][:1] == [first.timestamp], "retention goes by the time of put"
+        return len(there) == 2
+
+    await eventually(mirrored, 90, every_s=0.5)
+    async with Admin(system.kafka(FAR)) as admin:
+        assert set(await admin.topics([f"{HOME}.events.device"])) == set(), "other keyspaces' events stay"

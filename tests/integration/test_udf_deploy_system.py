@@ -21,6 +21,11 @@ from streams.client import AsyncClient, connect
 from streams.client.udfs import multipart, ready_module
 from streams.model.errors import BadInput, Conflict, NotFound, Timeout
 from streams.region import status
+from tests.integration.functions_system import (
+    functions_answer_at_the_nearest_edge,
+    functions_are_refused_by_their_field,
+    functions_outlive_their_edge,
+)
 from tests.support.polling import eventually
 from tests.support.small_system import ROOT, SmallSystem
 from tests.support.whole_system import FAR, HOME, WholeSystem, read_log
@@ -236,6 +241,15 @@ async def test_a_trap_costs_its_own_event_and_nobody_else(system: WholeSystem, t
         dead = await read_log(system.kafka(HOME), "dead-letter.r")
         assert [record.key for record in dead] == [b"r:trap"]
         await runs(home, "hostile", "1.0.0")
+
+
+async def test_functions_in_both_regions(system: WholeSystem, tmp_path: Path) -> None:
+    async with system.sessions() as (home, _):
+        await home.deploy_globally(directory(tmp_path, "bigs"), wait_s=0)  # a fold, which cannot be invoked
+    await functions_answer_at_the_nearest_edge(system)
+    await functions_are_refused_by_their_field(system)
+    await functions_outlive_their_edge(system)
+    assert not [name for name in processes(system) if "handle_request" in name], "a function needs no worker"
 
 
 async def test_removal_stops_it_and_down_and_up_keep_the_rest(

@@ -170,6 +170,7 @@ def test_puts_in_frames_are_the_puts_alone(groups: list[tuple[Group, bool]], dat
     assert rejects == expected_rejects
     assert events == expected_events
     check_typed(Batch.parse(decoded.batch), events)
+    check_key_ids(Batch.parse(decoded.batch), events)
     check_selection(Batch.parse(decoded.batch), data)
 
 
@@ -181,6 +182,16 @@ def check_typed(batch: Batch, events: list[Event]) -> None:
     if values is not None and times is not None:
         for value, moment, event in zip(values.tolist(), times.tolist(), events, strict=True):
             assert event.value.endswith(struct.pack("<d", value) + varint(moment))
+
+
+def check_key_ids(batch: Batch, events: list[Event]) -> None:
+    """Events of one id have one key; there are ids only when every event is of a frame."""
+    found = batch._sections.get(12)
+    if found is None:
+        return
+    ids = found[1].view("<u4").tolist()
+    assert all(event.part >= 0 for event in events)
+    assert len({(ident, event.key) for ident, event in zip(ids, events, strict=True)}) == len(set(ids))
 
 
 def check_selection(batch: Batch, data: st.DataObject) -> None:

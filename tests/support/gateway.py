@@ -26,6 +26,7 @@ from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.http_server import HttpServer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
+from streams.gateway.trading import Trading
 from streams.kafka.batches import Headers, Record
 from streams.kafka.producer import BatchMeta, RecordMeta
 from streams.model.clock import NEVER_MS
@@ -35,6 +36,8 @@ from streams.model.keyspace import BUILTIN
 from streams.model.row import MergeType
 from streams.model.topology import Region, Topology
 from streams.sequencer.commands import Result, barrier
+from streams.sequencer.order_commands import OrdersResult
+from streams.sequencer.replica import OutcomeUnknown
 from streams.serde import DELETE, decode_frame, load_builtin
 from streams.wasm.machine_host import LogCommand
 from tests.support.definitions import MemoryHome, MemoryLog
@@ -173,6 +176,34 @@ class LocalReplica:
 
 
 @dataclass
+class LocalOrders:
+    """The same for the order books."""
+
+    trading: Trading
+    refuse: StreamsError | None = None
+    lose: bool = False
+
+    async def execute(self, command: bytes) -> tuple[OrdersResult, int]:
+        """Apply one command; with `lose` its answer is lost, once."""
+        refuse, self.refuse = self.refuse, None
+        if refuse is not None:
+            raise refuse
+        state, now_ms = self.trading.state, time.time_ns() // 1_000_000
+        step = state.apply([LogCommand(state.next, now_ms, command)], state.next + 1)
+        self.trading.stepped(step, now_ms)
+        lose, self.lose = self.lose, False
+        if lose:
+            raise OutcomeUnknown("the answer is lost")
+        return step.results[0], state.next - 1
+
+    async def linearize(self) -> None:
+        """Everything is applied here."""
+        refuse, self.refuse = self.refuse, None
+        if refuse is not None:
+            raise refuse
+
+
+@dataclass
 class TestGateway:
     """A running gateway. `http` sends to it; `log` is the model behind it."""
 
@@ -183,11 +214,20 @@ class TestGateway:
     gateway: Gateway
     app: GatewayApp
     sequencer: LocalReplica
+    books: LocalOrders | None
+
+    @property
+    def orders(self) -> LocalOrders:
+        """The order books' log."""
+        assert self.books is not None
+        return self.books
 
 
 @asynccontextmanager
-async def running_gateway(path: Path, options: GatewayOptions | None = None) -> AsyncIterator[TestGateway]:
-    """A gateway of us-east on a free port."""
+async def running_gateway(
+    path: Path, options: GatewayOptions | None = None, *, orders: bool = False
+) -> AsyncIterator[TestGateway]:
+    """A gateway of us-east on a free port; with `orders`, it has order books."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     topology = Topology((Region(REGIONS[0], "unused", url, port), Region(REGIONS[1], "unused", "http://127.0.0.1:1")))
@@ -205,6 +245,11 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         sequencer = LocalReplica(strong)
         gateway.strong = strong
         strong.replica = sequencer  # type: ignore[assignment]
+        trading = Trading(topology, REGIONS[0], path) if orders else None
+        books = None if trading is None else LocalOrders(trading)
+        if trading is not None:
+            gateway.trading = trading
+            trading.replica = books  # type: ignore[assignment]
         app = GatewayApp(gateway, schema_routes(definitions))
         server = HttpServer(app, port)
         await server.start()
@@ -213,10 +258,12 @@ async def running_gateway(path: Path, options: GatewayOptions | None = None) -> 
         async with aiohttp.ClientSession(url) as http:
             try:
                 with patched:
-                    yield TestGateway(url, http, log, gateway, app, sequencer)
+                    yield TestGateway(url, http, log, gateway, app, sequencer, books)
             finally:
                 gateway.closing.set()
                 await http.close()
                 await server.stop()
                 strong.close()
+                if trading is not None:
+                    trading.close()
                 await tables.close()

@@ -12,7 +12,8 @@ _CHUNK = 1 << 16
 class TcpProxy:
     """Forwards 127.0.0.1:`port` to 127.0.0.1:`target_port`, each byte `delay_s` late; `cut()` drops and refuses.
 
-    Set `target_port` later if it is not known at first (connections before that are closed at once).
+    Set `target_port` later if it is not known at first (connections before that are closed at once). It counts what it
+    did: connections `dropped` by cuts and `refused` during them, and pieces that came `delayed`.
     """
 
     def __init__(self, target_port: int = 0, *, port: int = 0, delay_s: float = 0.0) -> None:
@@ -23,6 +24,7 @@ class TcpProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._cut = False
+        self.dropped = self.refused = self.delayed = 0
 
     async def start(self) -> TcpProxy:
         """Listen; with port 0 a free one is chosen and kept in `port`."""
@@ -38,6 +40,7 @@ class TcpProxy:
     def cut(self) -> None:
         """Drop every connection now and close new ones until `heal()`."""
         self._cut = True
+        self.dropped += len(self._writers)
         for writer in list(self._writers):
             writer.transport.abort()
 
@@ -69,6 +72,7 @@ class TcpProxy:
         self._writers.add(writer)
         try:
             if self._cut or not self.target_port:
+                self.refused += self._cut
                 return
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._writers.add(far_writer)
@@ -93,6 +97,7 @@ class TcpProxy:
             while True:
                 due, data = await queue.get()
                 if due > loop.time():
+                    self.delayed += 1
                     await asyncio.sleep(due - loop.time())
                 if not data:
                     return

@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from streams.serde import SchemaSet, load_builtin
 from tests.support.kafka import REGION_NAMES, ProxyThread
 from tests.support.polling import eventually, eventually_sync
 from tests.support.small_system import SmallSystem
+from tests.support.tcp_proxy import TcpProxy
 
 HOME, FAR = REGION_NAMES
 PACE_S = 0.1  # between a writer's puts, and before a refused request is tried again
@@ -38,17 +39,24 @@ class WholeSystem(SmallSystem):
 
     module = "streams.region.up"
 
-    def __init__(self, data: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        regions: tuple[str, ...] = REGION_NAMES,
+        brokers: int = 1,
+    ) -> None:
         self._links = ProxyThread()
-        self.proxies = {name: self._links.open() for name in REGION_NAMES}
+        self._opened = {name: [self._links.open() for _ in range(brokers)] for name in regions}
         data.mkdir(parents=True)
         Topology(
             tuple(
-                Region(name, "", mirror_bootstrap_servers=f"127.0.0.1:{self.proxies[name].port}")
-                for name in REGION_NAMES
+                Region(name, "", mirror_bootstrap_servers=",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies))
+                for name, proxies in self._opened.items()
             )
         ).save(data)
-        super().__init__(data, env=env)
+        super().__init__(data, *(["--brokers", str(brokers)] if brokers > 1 else []), env=env)
 
     def wait_ready(self, timeout_s: float = 240.0) -> None:
         """Aim the proxies at the brokers' mirror listeners, then wait for `ready`."""
@@ -57,8 +65,20 @@ class WholeSystem(SmallSystem):
 
     def _aim(self) -> bool:
         for region in self.topology.regions:
-            self.proxies[region.name].target_port = int(region.extra.get(MIRROR_PORT, 0))
-        return self.process.poll() is not None or all(proxy.target_port for proxy in self.proxies.values())
+            ports = [int(each) for each in region.extra.get(MIRROR_PORT, "").split(",") if each]
+            for proxy, port in zip(self._opened[region.name], ports, strict=False):
+                proxy.target_port = port
+        return self.process.poll() is not None or all(proxy.target_port for proxy in self.links)
+
+    @property
+    def links(self) -> list[TcpProxy]:
+        """The proxies of all brokers of all regions."""
+        return [proxy for proxies in self._opened.values() for proxy in proxies]
+
+    @property
+    def link(self) -> tuple[list[TcpProxy], Callable[[], None], Callable[[], None]]:
+        """The proxies, and how to cut and heal them."""
+        return self.links, self.cut, self.heal
 
     @property
     def topology(self) -> Topology:
@@ -72,7 +92,7 @@ class WholeSystem(SmallSystem):
     @property
     def gateways(self) -> dict[str, str]:
         """Region → the URL of its gateway."""
-        return {region: self.url(region) for region in REGION_NAMES}
+        return {region: self.url(region) for region in self._opened}
 
     def kafka(self, region: str) -> str:
         """The region's brokers."""
@@ -80,11 +100,11 @@ class WholeSystem(SmallSystem):
 
     def cut(self) -> None:
         """Cut the mirror in both directions."""
-        self._links.cut(*self.proxies.values())
+        self._links.cut(*self.links)
 
     def heal(self) -> None:
         """Let the mirror through again."""
-        self._links.heal(*self.proxies.values())
+        self._links.heal(*self.links)
 
     def process_of(self, name: str) -> dict[str, object]:
         """Pid, state and restarts of a process."""
@@ -109,7 +129,7 @@ class WholeSystem(SmallSystem):
             await eventually(lambda: self._ready(http), timeout_s, every_s=0.1)
 
     async def _ready(self, http: aiohttp.ClientSession) -> bool:
-        for region in REGION_NAMES:
+        for region in self._opened:
             try:
                 async with http.get(f"{self.url(region)}/readyz", timeout=aiohttp.ClientTimeout(5)) as answer:
                     if answer.status != 200:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from streams.bench.ingest import GROWTH, IngestOptions, charts
-from streams.bench.ingest_load import LoadOptions, Throttle, slices
+from streams.bench.ingest import GROWTH, IngestOptions, _costs, charts
+from streams.bench.ingest_load import PRODUCER, LoadOptions, Ran, Sample, Throttle, slices
 from streams.bench.ingest_peers import faust_windows, kafka_streams_windows, quix_windows
 from streams.bench.plot import svg
 from streams.bench.readings import Readings, verify_windows
@@ -106,3 +106,20 @@ def test_charts_show_growth_by_devices_and_by_frames() -> None:
     drawn = ET.fromstring(svg(found))
     assert len(drawn.findall(".//{*}polyline")) == 6
     assert len(drawn.findall(".//{*}circle")) == 18
+
+
+def test_a_long_run_shows_what_the_workers_memory_does_after_its_first_minute() -> None:
+    cpu_s = dict.fromkeys((PRODUCER, "kafka", "worker", "gateway"), 1.0)
+
+    def costs(seconds: int, end_mb: float) -> dict[str, tuple[float | None, bool | None]]:
+        sizes = [400.0 if at < 60 else end_mb for at in range(seconds)]
+        samples = [
+            Sample(at, 0, {"worker-x": int(mb * 1e6), "gateway-x": 10**8, "kafka-x": 10**8})
+            for at, mb in enumerate(sizes)
+        ]
+        return {each.what: (each.value, each.met) for each in _costs(Ran(1_000_000, seconds, cpu_s, samples))}
+
+    what = "RSS of the worker, most after a minute and a half over most around the first minute"
+    assert what not in costs(60, 400.0)
+    assert costs(180, 420.0)[what] == (pytest.approx(5.0), True)
+    assert costs(180, 480.0)[what] == (pytest.approx(20.0), False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from streams.edge.edge_store import EdgeTables
-from streams.edge.purger import Purge, PurgeOptions, Purger, decide
+from streams.edge.purger import Keyed, Purge, PurgeOptions, Purger, decide
 from streams.model.clock import NEVER_MS, pack
 from streams.model.row import Cell, MergeType, Row, counter_payload
 from tests.support.edge_units import NOW, SCORE, Clock, Writer, named_in, store
@@ -76,8 +77,10 @@ def system(path: Path, clock: Clock) -> dict[str, tuple[EdgeTables, Purger, Writ
         writer = Writer(name)
         tables = store(path, name, clock=clock)
 
-        async def emit(_keyspace: str, _partition: int, key: bytes, purge: Purge, writer: Writer = writer) -> None:
-            writer.purge(key, purge)
+        async def emit(_keyspace: str, _partition: int, purges: Sequence[Keyed], writer: Writer = writer) -> int:
+            for key, purge in purges:
+                writer.purge(key, purge)
+            return 0
 
         regions[name] = (tables, Purger(tables, emit, OPTIONS), writer)
     return regions
@@ -123,7 +126,7 @@ async def test_candidates_are_bounded_and_found_again_by_a_scan(tmp_path: Path) 
     clock = Clock()
     tables = store(tmp_path, clock=clock)
 
-    async def emit(_keyspace: str, _partition: int, _key: bytes, _purge: Purge) -> None:
+    async def emit(_keyspace: str, _partition: int, _purges: Sequence[Keyed]) -> int:
         raise AssertionError("nothing is due")
 
     purger = Purger(tables, emit, PurgeOptions(candidates_max=3, rescan_s=1))
@@ -143,9 +146,11 @@ async def test_what_is_due_in_a_day_does_not_keep_out_what_is_due_now(tmp_path: 
     tables = store(tmp_path, clock=clock)
     us, purged = Writer("us"), []
 
-    async def emit(_keyspace: str, _partition: int, key: bytes, purge: Purge) -> None:
-        purged.append(key)
-        us.purge(key, purge)
+    async def emit(_keyspace: str, _partition: int, purges: Sequence[Keyed]) -> int:
+        for key, purge in purges:
+            purged.append(key)
+            us.purge(key, purge)
+        return 0
 
     options = PurgeOptions(grace_ms=0, margin_ms=10, candidates_max=3, rescan_s=60, horizon_s=60)
     purger = Purger(tables, emit, options)

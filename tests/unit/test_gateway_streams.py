@@ -19,12 +19,14 @@ from streams.gateway.event_stream import IDLE, event
 from streams.gateway.peers import NODES_MAX, Peers, region_of_topic, wall_ms
 from streams.gateway.server import ServerOptions, announcement_of
 from streams.gateway.subscribers import StreamOptions
-from streams.gateway.subscription import feed_of
+from streams.gateway.subscription import feed_of, puts_of
+from streams.kafka.records import EventRecord
 from streams.model.errors import BadInput, NotFound, TooManyRequests
 from streams.model.keyspace import BUILTIN
 from streams.model.peer import TTL_MS, Announcement
 from streams.model.token import Input, Token
 from streams.model.topology import Region, Topology
+from streams.serde import purge_frames
 from tests.support.gateway import TestGateway, running_gateway
 from tests.support.polling import eventually
 
@@ -101,6 +103,13 @@ def test_a_gateway_announces_where_others_reach_it(tmp_path: Path) -> None:
     for wrong in ({"advertised_url": "nonsense"}, {"node": "a b"}, {"location": (91.0, 0.0)}):
         with pytest.raises(BadInput):
             of(**wrong)
+
+
+def test_purges_are_nobodys_events() -> None:
+    purges = [(b"device:a:telemetry", 0, 1_000, 7, True), (b"device:b:telemetry", 0, 1_000, 7, False)]
+    for table in ("", "telemetry"):
+        (frame,) = purge_frames(purges, table)
+        assert puts_of(EventRecord("events.device", 0, 5, 1_000, None, frame, []), 0, b"") == []
 
 
 def test_outputs_of_udfs_are_streams_of_their_keyspace() -> None:

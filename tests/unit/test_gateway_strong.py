@@ -214,6 +214,8 @@ async def test_what_strong_keyspaces_are_not_is_refused(edge: TestGateway) -> No
     await problem_of(await edge.http.put("/v1/kv/order:1", json={}), 409, "key")
     await problem_of(await edge.http.put("/v1/keyspaces/order", json={}), 409, "name")
     await problem_of(await edge.http.put("/v1/keyspaces/n", json={"consistency": "strong", "merge": "counter"}), 400)
+    whole = {"consistency": "strong", "mirror": "events"}
+    await problem_of(await edge.http.put("/v1/keyspaces/n", json=whole), 400, "mirror")
     await problem_of(await edge.http.get("/v1/keyspaces/strong:subscribe"), 409, "keyspace")
     made = await edge.http.put("/v1/keyspaces/acct", json={"consistency": "strong"})
     assert made.status == 200 and (await made.json())["consistency"] == "strong"

@@ -9,17 +9,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from streams.kafka.errors import Fenced, UnknownOutcome
 from streams.model.errors import Conflict
+from streams.model.fold_table import fold_tables
+from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.marker import CLAIM_KEY, InputPosition, Marker
+from streams.model.row import MergeType
 from streams.processing.commit import CommitOptions
 from streams.processing.outputs import outputs_of
 from streams.processing.partition_runner import PartitionRunner, RunnerOptions
-from streams.processing.partition_task import PartitionTask, PositionError, TaskIdentity, TaskOptions, TaskState
+from streams.processing.partition_task import PartitionTask, TaskIdentity, TaskOptions, TaskState
 from streams.processing.ports import Decoded, LoadRows, Rejected, TaskPorts
+from streams.processing.position import PositionError, lost_are_expired
 from tests.support.polling import eventually
 from tests.support.processing_fakes import (
     BAD,
@@ -61,7 +66,12 @@ class World:
         self.schemas = FakeSchemas(self.decoder, schema_arrives)
 
     def task(
-        self, local: FakeStore | None = None, *, fold: FakeFold | None = None, blocking: Executor | None = None
+        self,
+        local: FakeStore | None = None,
+        *,
+        fold: FakeFold | None = None,
+        blocking: Executor | None = None,
+        identity: TaskIdentity | None = None,
     ) -> PartitionTask:
         ports = TaskPorts(
             FakeWriter(self.broker, self.trouble),
@@ -72,7 +82,7 @@ class World:
             self.schemas,
             blocking=blocking,
         )
-        return PartitionTask(IDENTITY, ports, QUICK)
+        return PartitionTask(identity or IDENTITY, ports, QUICK)
 
     def expected(self) -> dict[str, int]:
         totals: Counter[str] = Counter()
@@ -184,6 +194,68 @@ async def test_a_marker_off_its_log_is_an_error_never_a_reset(topic_id: str, sta
     world.broker.events = world.broker.events[:events]
     with pytest.raises(PositionError):
         await world.task().take_over()
+
+
+@pytest.mark.parametrize("expired", [True, False])
+async def test_what_retention_has_removed_is_passed_over_only_if_it_has_expired(expired: bool) -> None:
+    world = World()
+    world.broker.events = [("a", 1)] * 10
+    task = world.task()
+    running = await serve(world, task)
+    task.offer(world.broker.run(0, 5), ignore)
+    await until(lambda: task.committed_position == 5)
+    task.request_close()
+    await running
+    world.broker.log_start = 8
+    behind = world.task(identity=replace(IDENTITY, lost_are_expired=expired))
+    if not expired:
+        with pytest.raises(PositionError, match="events 5 to 8 of"):
+            await behind.take_over()
+        return
+    assert await behind.take_over() == 8 and behind.stats.skipped == 3
+    running = asyncio.create_task(behind.run())
+    behind.offer(world.broker.run(8, 10), ignore)
+    await until(lambda: behind.committed_position == 10)
+    assert changelog_state(world.broker) == {"a": 7} and markers(world.broker)[-1].inputs["events.score/0"].next == 10
+    behind.request_close()
+    await running
+
+
+def test_what_may_be_passed_over_is_what_later_puts_replace() -> None:
+    tables = {each.name: each for each in fold_tables(BUILTIN)}
+    expired = {name for name, table in tables.items() if lost_are_expired(table, deployed=False)}
+    assert expired == {"device", "telemetry", "anomaly"}
+    for merge in MergeType:
+        brief = fold_tables([Keyspace("brief", merge, ttl_ms=1_000)])[0]
+        assert lost_are_expired(brief, deployed=False) == (merge in (MergeType.LWW, MergeType.OPAQUE))
+        assert not lost_are_expired(brief, deployed=True)
+
+
+async def test_a_slow_commit_or_fold_is_work_and_not_for_ever() -> None:
+    world, held, now_s = World(), asyncio.Event(), [0.0]
+    world.broker.events = [("a", 1)] * 5
+    task = world.task()
+    task._ports = replace(task._ports, now_s=lambda: now_s[0])
+    await task.take_over()
+    commit = task._ports.writer.commit
+
+    async def slow(*given: object) -> int:
+        await held.wait()
+        return await commit(*given)  # type: ignore[arg-type]
+
+    task._ports.writer.commit = slow  # type: ignore[method-assign]
+    running = asyncio.create_task(task.run())
+    assert not task.working
+    now_s[0] = 1.0
+    task.offer(world.broker.run(0, 5), ignore)
+    await until(lambda: task.working)
+    now_s[0] = 62.0
+    assert not task.working, "so long is standing still"
+    held.set()
+    await until(lambda: task.committed_position == 5)
+    assert not task.working
+    task.request_close()
+    await running
 
 
 async def test_without_a_marker_the_log_is_read_from_its_start() -> None:

@@ -50,3 +50,25 @@ def test_the_errors_of_a_log_are_found(tmp_path: Path) -> None:
         "Caused by: java.io.IOException: no space",
     ]
     assert last_errors(tmp_path / "none.log") == []
+
+
+def test_three_brokers_replicate_and_outlive_one() -> None:
+    properties = [
+        server_properties(
+            KafkaOptions("a", Path("d"), Path("l"), 1000 + each, 2000 + each, node_id=each, voters=voters)
+        )
+        for voters in [(2001, 2002, 2003)]
+        for each in (1, 2, 3)
+    ]
+    assert [each["node.id"] for each in properties] == ["1", "2", "3"]
+    voters = "1@127.0.0.1:2001,2@127.0.0.1:2002,3@127.0.0.1:2003"
+    for each in properties:
+        assert each["controller.quorum.voters"] == voters
+        assert (each["default.replication.factor"], each["min.insync.replicas"]) == ("3", "2")
+        assert (each["transaction.state.log.replication.factor"], each["transaction.state.log.min.isr"]) == ("3", "2")
+    alone = server_properties(KafkaOptions("a", Path("d"), Path("l"), 1001, 1002))
+    assert (alone["default.replication.factor"], alone["min.insync.replicas"]) == ("1", "1")
+    three = "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"
+    mirror = mirror_properties(MirrorOptions(Path("d"), Path("l"), 5, (Region("a", three), Region("b", "127.0.0.1:4"))))
+    assert (mirror["b->a.replication.factor"], mirror["a->b.replication.factor"]) == ("3", "1")
+    assert (mirror["a.offset.storage.replication.factor"], mirror["b.offset.storage.replication.factor"]) == ("3", "1")

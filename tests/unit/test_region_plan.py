@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from streams.model.errors import BadInput
-from streams.model.topology import Topology
-from streams.region.plan import parse_regions, plan
+from streams.model.topology import Region, Topology
+from streams.region.plan import CLUSTER_ID, brokers_of, parse_regions, plan
 from streams.region.processes import PortLocks
 
 
@@ -70,3 +70,28 @@ def test_two_systems_starting_at_once_differ(tmp_path: Path) -> None:
     second = plan(tmp_path / "b", None, PortLocks().claim)
     assert not set(ports(first)) & set(ports(second))
     assert plan(tmp_path / "a", None, ours.claim) == first
+
+
+def test_three_brokers_have_ports_of_their_own_and_are_remembered(tmp_path: Path) -> None:
+    first = plan(tmp_path, ("a", "b"), brokers=3)
+    again = plan(tmp_path, None)
+    assert again == first == plan(tmp_path, ("a", "b"), brokers=3)
+    found = [
+        port for region in first.regions for each in brokers_of(region) for port in (each.port, each.controller_port)
+    ]
+    assert len({*found, *(region.gateway_port for region in first.regions)}) == 14
+    assert [region.brokers for region in first.regions] == [3, 3]
+    assert len({region.extra[CLUSTER_ID] for region in first.regions}) == 2
+    with pytest.raises(BadInput, match="holds 3 broker"):
+        plan(tmp_path, None, brokers=1)
+    for count in (0, 2, 4):
+        with pytest.raises(BadInput, match="--brokers"):
+            plan(tmp_path / "new", None, brokers=count)
+
+
+def test_each_of_three_brokers_has_a_listener_behind_its_mirror_proxy(tmp_path: Path) -> None:
+    proxies = "127.0.0.1:7,127.0.0.1:8,127.0.0.1:9"
+    Topology((Region("a", "", mirror_bootstrap_servers=proxies),)).save(tmp_path)
+    brokers = brokers_of(plan(tmp_path, None, brokers=3).regions[0])
+    assert [each.mirror_advertised_port for each in brokers] == [7, 8, 9]
+    assert len({port for each in brokers for port in (each.port, each.controller_port, each.mirror_port)}) == 9

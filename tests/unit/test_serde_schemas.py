@@ -31,6 +31,7 @@ def test_builtin_ids_are_pinned_because_logs_carry_them() -> None:
         "streams.Reading": 497969218,
         "streams.TablePurge": 112939448,
         "streams.TelemetryDevice": 1136584940,
+        "streams.TelemetryPanes": 1837063360,
         "streams.TelemetrySegment": 357686311,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,8 +68,9 @@ def test_its_topics_are_made_with_the_keyspace() -> None:
 async def test_rows_of_equal_keys_are_purged_each_in_its_own_partition(edge: TelemetryTables) -> None:
     emitted: list[tuple[str, int, bytes, Purge]] = []
 
-    async def emit(keyspace: str, partition: int, key: bytes, purge: Purge) -> None:
-        emitted.append((keyspace, partition, key, purge))
+    async def emit(keyspace: str, partition: int, purges: Sequence[tuple[bytes, Purge]]) -> int:
+        emitted.extend((keyspace, partition, key, purge) for key, purge in purges)
+        return 0
 
     purger = Purger(edge.tables, emit, PURGES)
     edge.put([("a", "t", 1.0, START_MS)], partition=0, ttl_ms=1_000)

@@ -91,6 +91,17 @@ BUGS: dict[str, tuple[list[Step], list[Step]]] = {
             ("r", "get", "y", None, {"value": 1.0, "version": 3}),
         ],
     ),
+    "a delete that told version 0, absent, was not one": (
+        [put(1, 4), ("w", "delete", "x", None, {"version": 0}), get(1, 4)],
+        [
+            put(1, 4),
+            ("w", "delete", "x", None, {"version": 0}),
+            get(None),
+            put(2, 7, 0),
+            ("w", "txn", "", {"then": [{"delete": "x"}, {"put": "y", "value": 1}]}, {"versions": {"x": 0, "y": 9}}),
+            get(None),
+        ],
+    ),
     "a version that went back": ([put(1, 4), put(2, 4)], [put(1, 4), put(2, 5)]),
 }
 

@@ -20,7 +20,10 @@ ROOT = Path(str(files("wasm_udfs").joinpath("sdk"))).parent
 GOOD = 'name = "n"\nversion = "1"\nabi = 1\nkind = "fold"\nmerge = "lww"\n'
 
 
-@pytest.mark.parametrize("name", ["counter", "kv", "extremum", "record_decoder", "telemetry", "anomaly", "strong_kv"])
+BUILT = ["counter", "kv", "extremum", "record_decoder", "telemetry", "anomaly", "strong_kv", "handle_request"]
+
+
+@pytest.mark.parametrize("name", BUILT)
 def test_building_again_gives_the_bytes_checked_in(name: str, tmp_path: Path) -> None:
     """From another directory too: a module holds no path and no time."""
     elsewhere = tmp_path / "else where" / name

@@ -278,17 +278,24 @@ static source *hashed_source(const streams_event *e, uint32_t wire_len, uint32_t
   }
 }
 
-STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, prepared *at) {
-  source *s = latest->successor;
-  if (!s || !is_source(s, e)) { /* sources tend to report in the same order again and again */
+STREAMS_INLINE int is_metric(const source *s, const streams_event *e) {
+  return s->wire_len <= e->value_len && streams_equal((const uint8_t *)(s + 1) + s->key_len, e->value, s->wire_len);
+}
+
+/* `known`: the source of an earlier reading of the same key in this batch, or NULL. */
+STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, source **known, prepared *at) {
+  source *s = known ? *known : latest->successor;
+  if (!s || (known ? !is_metric(s, e) : !is_source(s, e))) { /* sources tend to report in the same order again and again */
     streams_reader in = streams_body(e);
     uint32_t len;
     const uint8_t *name = streams_read_bytes(&in, &len);
     if (streams_schema_id(e->value, e->value_len) != READING_ID) { at->bad = "not a streams.Reading"; return; }
     if (in.error) { at->bad = "malformed value"; return; }
-    s = latest->successor = hashed_source(e, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value));
+    s = hashed_source(e, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value));
+    if (known) *known = s;
+    else latest->successor = s;
   }
-  latest = s;
+  if (!known) latest = s;
   streams_reader in = {e->value + s->wire_len, e->value + e->value_len, 0};
   at->value = b->typed[1] ? streams_get_f64(b->typed[1] + 8 * e->index) : streams_read_double(&in);
   at->time = b->typed[2] ? (int64_t)streams_get64(b->typed[2] + 8 * e->index) : streams_read_long(&in);
@@ -309,13 +316,14 @@ STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p
   streams_batch b;
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
   round_events = streams_scratch(b.n * sizeof *round_events);
+  source **by_id = streams_by_key_id(&b);
   streams_ask_begin(b.n);
   for (uint32_t i = 0; i < b.n; i++) {
     streams_event e;
     streams_event_read(&b, i, &e);
     round_events[i].source = 0;
     round_events[i].bad = 0;
-    if (e.op == STREAMS_OP_PUT) prepare_put(&b, &e, &round_events[i]);
+    if (e.op == STREAMS_OP_PUT) prepare_put(&b, &e, by_id ? &by_id[streams_get32(b.key_id + 4 * i)] : 0, &round_events[i]);
     else if (e.op == STREAMS_OP_PURGE) streams_ask(purged_row(&e));
   }
   return streams_answer_missing(p, b.n);

@@ -10,7 +10,7 @@ enum {
   R_HEADER, R_TTL, R_CLOCK, R_SCHEMA, /* 14..19: avro_check.h */ R_FRAME = 20
 };
 enum { STATUS_OK = 0, STATUS_TRUNCATED = 1, STATUS_MAGIC = 2, STATUS_INPUT = -1 };
-enum { S_PART = 11, S_TYPED = 64, BUFFERS = S_TYPED + FRAME_COLUMNS_MAX, PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2 };
+enum { S_PART = 11, S_KEY_ID = 12, S_TYPED = 64, BUFFERS = S_TYPED + FRAME_COLUMNS_MAX, PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2 };
 #define NEVER_MS INT64_MAX
 
 typedef struct { uint32_t id, op, at, len; } schema_entry;
@@ -45,15 +45,17 @@ typedef struct {
 
 /* Sections grow in buffers of their own, by id; the host puts the pieces together. */
 static buffer sections[BUFFERS];
-static const uint8_t widths[S_PART + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8, 4};
+static const uint8_t widths[S_KEY_ID + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8, 4, 4};
 static struct {
   int64_t *append_ms, *expires_ms, *offset;
   uint64_t *hlc, *generation;
-  uint32_t *key_end, *value_end;
+  uint32_t *key_end, *value_end, *key_id;
   int32_t *part;
   uint8_t *op, *keys, *values;
   uint32_t n, key_bytes, value_bytes, n_rejects, reject_bytes;
+  uint32_t n_key_ids; /* given out so far: each item of each frame's keys has one */
   int frames; /* there is one among the records */
+  int without_ids; /* so is something whose keys are no dictionary */
 } col;
 static buffer reject_list, reject_blob; /* puts of frames stand in no input: the blob holds theirs */
 
@@ -198,6 +200,7 @@ static void make_room(uint64_t rows, uint64_t key_bytes, uint64_t value_bytes, u
   col.value_end = rows_room(8, rows, rows * hint);
   col.offset = rows_room(10, rows, rows * hint);
   col.part = rows_room(S_PART, rows, rows * hint);
+  col.key_id = rows_room(S_KEY_ID, rows, rows * hint);
   col.keys = buffer_room(&sections[7], col.key_bytes, key_bytes, key_bytes * hint);
   col.values = buffer_room(&sections[9], col.value_bytes, value_bytes, value_bytes * hint);
 }
@@ -253,12 +256,14 @@ static void add_section(uint8_t *header, uint32_t id, uint32_t width, uint32_t l
 
 static void close_columns(void) {
   uint64_t typed_columns = typed.state == TYPED_ON ? typed.columns : 0;
-  uint32_t n_sections = 10 + (col.frames ? 1 : 0) + (uint32_t)__builtin_popcountll(typed_columns), i = 0;
+  int with_ids = col.frames && !col.without_ids;
+  uint32_t n_sections = 10 + (col.frames ? 1 : 0) + (uint32_t)with_ids + (uint32_t)__builtin_popcountll(typed_columns), i = 0;
   uint32_t at = 16 + 16 * n_sections;
   uint8_t *header = streams_scratch(at);
   piece *pieces = streams_scratch((n_sections + 1) * sizeof *pieces);
   pieces[0] = (piece){(uint32_t)(uintptr_t)header, at};
-  for (uint32_t id = 1; id <= (col.frames ? S_PART : S_PART - 1); id++) {
+  uint32_t last = with_ids ? S_KEY_ID : col.frames ? S_PART : S_PART - 1;
+  for (uint32_t id = 1; id <= last; id++) {
     uint32_t len = id == 7 ? col.key_bytes : id == 9 ? col.value_bytes : widths[id] * col.n;
     add_section(header, id, widths[id], len, &at, pieces, i++);
   }
@@ -429,6 +434,7 @@ static void put_good_rows(const frame *f, uint64_t prefix) {
     key = frame_put_item(&keys, i, key);
     ends[i] = (uint32_t)(key - base);
   }
+  if (keys.index) for (uint32_t i = 0; i < n; i++) col.key_id[col.n + i] = col.n_key_ids + keys.index[i];
   col.value_bytes = (uint32_t)(put_all_bodies(f, prefix) - col.values);
   col.key_bytes = (uint32_t)(key - base);
   col.n += n;
@@ -451,6 +457,7 @@ static void put_judged_rows(const frame *f, const record *head, const schema_ent
     if (code) { emit_part_reject(&r, code, (int32_t)i); continue; }
     copy_steps(col.keys + col.key_bytes, r.key, (uint32_t)r.key_len);
     col.part[n] = (int32_t)i;
+    col.key_id[n] = col.n_key_ids + item;
     col.expires_ms[n] = col.expires_ms[first + i];
     for (uint32_t c = 0; typed.state == TYPED_ON && c < f->n_columns; c++)
       if (f->columns[c].kind <= KIND_DOUBLE) ((uint64_t *)sections[S_TYPED + c].p)[n] = f->columns[c].numbers[i];
@@ -483,6 +490,8 @@ static int expand_frame(record *r, uint32_t left, uint32_t count, uint32_t size)
   put_constants(r, f.count);
   if (bad || check_bodies) put_judged_rows(&f, r, schema, prefix, key_codes, check_bodies);
   else put_good_rows(&f, prefix);
+  col.n_key_ids += f.keys.items;
+  col.without_ids |= !f.keys.index;
   return 0;
 }
 
@@ -518,7 +527,7 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
     int64_t length;
     if (!varint(&p, end, &length) || length < 0 || length > end - p || i == most) {
       col.n = n; col.n_rejects = n_rejects; col.key_bytes = key_bytes; col.value_bytes = value_bytes;
-      col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF;
+      col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF; col.without_ids = 1;
       return STATUS_TRUNCATED;
     }
     record r;
@@ -538,6 +547,7 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
     }
     if (code) { emit_reject(&r, code, PART_NONE); continue; }
     typed.state = TYPED_OFF;
+    col.without_ids = 1;
     emit(&r);
   }
   return STATUS_OK;
@@ -580,7 +590,8 @@ STREAMS_EXPORT("streams_decode") void *streams_decode(const uint8_t *input, uint
     p += size;
   }
   col.n = col.key_bytes = col.value_bytes = col.n_rejects = col.reject_bytes = 0;
-  col.frames = 0;
+  col.frames = col.without_ids = 0;
+  col.n_key_ids = 0;
   typed.state = TYPED_OPEN;
   make_room(0, 0, 0, 0);
   out.status = STATUS_OK;

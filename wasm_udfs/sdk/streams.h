@@ -6,6 +6,8 @@
  * one) and changes nothing; `streams_touch(e, r, len)` applies SPEC's rules of clocks, generations and expiry, marks the row
  * changed and returns the cell with a payload of len bytes (zeroed when the cell is new, kept as far as it fits
  * otherwise). Return 0, or `streams_reject("reason")`, which is allowed only before streams_touch.
+ * With STREAMS_LAST_WINS defined, `e->is_last` is 0 when another put of the same key follows in this batch, for modules that
+ * keep nothing of a put that the next one replaces (they touch the row, as for every put, but need not write its payload).
  * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
  * Deletes and purges, the row cache and the exports are done here and in streams_rows.h. STREAMS_MERGE comes from udf.toml (build.py). */
 #ifndef STREAMS_H
@@ -74,16 +76,31 @@ STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
 /* ---- exports ---- */
 
 static streams_row **streams_round_rows; /* per event of the prepared batch: its row */
+#ifdef STREAMS_LAST_WINS
+static uint32_t *streams_round_last; /* per key id: its last event; NULL: not known */
+#endif
 
 STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
   streams_batch b;
   if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
   streams_row **rows = streams_scratch(b.n * sizeof *rows + 16);
+  streams_row **by_id = streams_by_key_id(&b);
   streams_ask_begin(b.n);
+#ifdef STREAMS_LAST_WINS
+  uint32_t *last = streams_round_last = by_id ? streams_scratch(b.key_ids * sizeof *last) : 0;
+#endif
   for (uint32_t i = 0, at = 0; i < b.n; i++) {
-    uint32_t end = streams_get32(b.key_end + 4 * i);
-    rows[i] = streams_find(b.keys + at, end - at);
-    streams_ask(rows[i]);
+    uint32_t end = streams_get32(b.key_end + 4 * i), id = by_id ? streams_get32(b.key_id + 4 * i) : 0;
+#ifdef STREAMS_LAST_WINS
+    if (last) last[id] = i;
+#endif
+    streams_row *row = by_id ? by_id[id] : 0;
+    if (!row) {
+      row = streams_find(b.keys + at, end - at);
+      streams_ask(row);
+      if (by_id) by_id[id] = row;
+    }
+    rows[i] = row;
     at = end;
   }
   streams_round_rows = rows;
@@ -100,6 +117,9 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
     streams_event e;
     streams_event_read(&b, i, &e);
     if (!rows[i]->known) return streams_answer(0, 0, -4);
+#ifdef STREAMS_LAST_WINS
+    e.is_last = !streams_round_last || streams_round_last[streams_get32(b.key_id + 4 * i)] == i;
+#endif
     if (streams_apply(&e, rows[i])) streams_add_reject(&rejects, i);
   }
   return streams_answer_rejects(&rejects);

@@ -4,7 +4,8 @@
  * keys includes this file and exports `streams_prepare` and `streams_fold` itself (telemetry/, anomaly/).
  * With STREAMS_NATIVE defined, a cell's payload is kept as the module likes it (`cell.payload.heap`, NULL when new), through
  * four functions that the module defines:
- *     streams_native_size(row, native), streams_native_write(row, native, to) -> length, streams_native_free(native),
+ *     streams_native_size(row, native) -> at most so many bytes, streams_native_write(row, native, to) -> length,
+ *     streams_native_free(native),
  *     streams_native_read(row, &native, from, len) -> 0 = good. */
 #ifndef STREAMS_ROWS_H
 #define STREAMS_ROWS_H
@@ -13,7 +14,7 @@
 
 enum { STREAMS_MERGE_LWW = 1, STREAMS_MERGE_COUNTER = 2, STREAMS_MERGE_MAX = 3, STREAMS_MERGE_MIN = 4, STREAMS_MERGE_OPAQUE = 127 };
 enum { STREAMS_OP_PUT = 0, STREAMS_OP_DELETE = 1, STREAMS_OP_PURGE = 2 };
-enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20, STREAMS_TYPED = 4 };
+enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20, STREAMS_TYPED = 4, STREAMS_KEY_IDS_MAX = 1 << 20 };
 #ifndef STREAMS_MERGE
 #error "STREAMS_MERGE is not defined: build with `streams udf build`, or -DSTREAMS_MERGE=STREAMS_MERGE_COUNTER"
 #endif
@@ -25,6 +26,9 @@ typedef struct {
   uint64_t h; /* the clock this event gets in its row */
   const uint8_t *key, *value; /* value: Confluent wire format, 5 bytes of prefix and the Avro body */
   uint32_t key_len, value_len, index, op;
+#ifdef STREAMS_LAST_WINS
+  uint32_t is_last;
+#endif
 } streams_event;
 
 typedef struct {
@@ -342,6 +346,8 @@ typedef struct {
   uint32_t n;
   const uint8_t *append_ms, *hlc, *expires_ms, *generation, *op, *key_end, *keys, *value_end, *values;
   const uint8_t *typed[STREAMS_TYPED]; /* sections 64 + c of 8 bytes: value field c of every put; NULL when not there */
+  const uint8_t *key_id; /* section 12: events of one id have one key; NULL when not there */
+  uint32_t key_ids;      /* ids are below it */
 } streams_batch;
 
 static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) {
@@ -352,6 +358,8 @@ static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) 
   if (len < 16 || streams_get32(p) != STREAMS_MAGIC || streams_get32(p + 8) > len) return 1;
   b->n = streams_get32(p + 4);
   for (uint32_t i = 0; i < STREAMS_TYPED; i++) b->typed[i] = 0;
+  b->key_id = 0;
+  b->key_ids = 0;
   uint32_t sections = streams_get32(p + 12);
   if (sections > (len - 16) / 16) return 1;
   for (uint32_t i = 0; i < sections; i++) {
@@ -361,12 +369,30 @@ static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) 
       if (at > len || size > len - at || size / 8 < b->n) return 1;
       b->typed[id - 64] = p + at;
     }
+    if (id == 12 && streams_get32(s + 12) == 4) {
+      if (at > len || size > len - at || size / 4 < b->n) return 1;
+      b->key_id = p + at;
+    }
     if (id == 0 || id > 9) continue; /* unknown sections are ignored */
     if (at > len || size > len - at || size / (widths[id] ? widths[id] : 1) < (widths[id] ? b->n : 0)) return 1;
     *columns[id] = p + at;
     seen |= 1u << id;
   }
+  for (uint32_t i = 0; b->key_id && i < b->n; i++) {
+    uint32_t id = streams_get32(b->key_id + 4 * i);
+    b->key_ids = id < b->key_ids ? b->key_ids : id + 1;
+  }
+  if (b->key_ids > STREAMS_KEY_IDS_MAX || (b->key_id && !b->key_ids)) b->key_id = 0; /* a selection of few of many */
   return seen != 0x3fe;
+}
+
+/* A pointer for each key id of the batch, NULL at first; NULL when it has none. */
+STREAMS_UNUSED static void *streams_by_key_id(const streams_batch *b) {
+  if (!b->key_id) return 0;
+  uint32_t size = b->key_ids * sizeof(void *);
+  void *found = streams_scratch(size);
+  __builtin_memset(found, 0, size);
+  return found;
 }
 
 STREAMS_INLINE void streams_event_read(const streams_batch *b, uint32_t i, streams_event *e) {
@@ -534,7 +560,7 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   if (!streams_dirty_n) streams_evict_listed();
   streams_round_ptr = 0; /* what was prepared may have lost rows */
 #endif
-  return streams_answer(out, len, streams_dirty_n ? 1 : 0);
+  return streams_answer(out, (uint32_t)(row - out), streams_dirty_n ? 1 : 0);
 }
 
 #ifdef STREAMS_OUTPUTS

@@ -7,7 +7,7 @@
  *
  * Rows, by key (0x1f sorts below every byte that a device or a metric may hold, so rows sort by device, metric, time):
  *     device:{id} 1f                        streams.TelemetryDevice: watermark, late, appended
- *     device:{id} 1f {metric} 1f {segment}  streams.TelemetrySegment: panes of 10 s of that metric
+ *     device:{id} 1f {metric} 1f {segment}  streams.TelemetryPanes: panes of 10 s of that metric
  *     device: 1f {metric} 1f {segment}      the same for all devices of this partition of this region
  * segment: floor(time / 10 s) + 2^39, as 10 hexadecimal digits. A row has one cell; it expires with the last reading in it.
  *
@@ -27,7 +27,8 @@
 enum { SEGMENT_S = 10, SEGMENT_MS = SEGMENT_S * 1000, SEPARATOR = 0x1f, KEY_MAX = 1024, SERIES_MAX = 16, NEAR = 2, METRIC_LISTS = 256 };
 enum { DENSE_FROM = 16, DENSE_SPAN = 8 };
 #define TIME_MAX_MS 253402300799999ll /* the year 9999; as far before 1970 */
-#define WEIGHT_MAX (1u << 24)         /* beyond it, a float no longer counts */
+#define WEIGHT_MAX (1u << 24)         /* where a bucket stops counting: sketches were floats once */
+#define BUCKET_MAX (2047 * 50 + 49)   /* of all doubles, in magnitude */
 
 /* ---- native rows ---- */
 
@@ -220,37 +221,55 @@ STREAMS_INLINE void add_reading(segment *s, double x, int64_t time, int32_t buck
 
 /* ---- stored rows ---- */
 
+enum { BUCKET_BYTES_MAX = 3 + 4, SKETCH_LENGTH_MAX = 5 }; /* an index is below 2^18, a weight at most WEIGHT_MAX */
+
 static uint32_t streams_native_size(const streams_row *r, const void *native) {
   (void)r;
   if (*(const uint32_t *)native == KIND_DEVICE) {
     const device_state *d = native;
     return 5 + streams_long_size(d->watermark) + streams_long_size(d->late) + streams_long_size(d->appended);
   }
-  const segment *s = native;
-  return 5 + streams_long_size(s->start) + 9 * 2 + s->n * (4 * 4 + 5 * 8) + 2 * (streams_long_size(s->n_buckets) + 1) + s->n_buckets * 8;
+  const segment *s = native; /* at most: what the buckets take is known when they are written */
+  return 5 + streams_long_size(s->start) + 9 * 2 + s->n * (4 * 4 + 5 * 8) + SKETCH_LENGTH_MAX + s->n_buckets * BUCKET_BYTES_MAX;
 }
 
 STREAMS_INLINE uint8_t *write_float(uint8_t *p, float v) { __builtin_memcpy(p, &v, 4); return p + 4; }
 
-static void write_buckets(const pane *p, uint8_t *index, uint8_t *weight) {
+STREAMS_INLINE uint8_t *write_number(uint8_t *p, uint32_t v) {
+  for (; v > 0x7f; v >>= 7) *p++ = (uint8_t)(v | 0x80);
+  *p++ = (uint8_t)v;
+  return p;
+}
+
+STREAMS_INLINE uint8_t *write_bucket(uint8_t *p, int32_t *before, int32_t index, uint32_t weight) {
+  uint32_t delta = (uint32_t)(index - *before);
+  *before = index;
+  if ((delta | weight) < 0x80) {
+    streams_put16(p, (uint16_t)(delta | weight << 8));
+    return p + 2;
+  }
+  return write_number(write_number(p, delta), weight);
+}
+
+/* The first bucket's index is written as zigzag of itself: as the difference to what gives that. */
+STREAMS_INLINE int32_t before_first(int32_t index) { return index - (int32_t)((uint32_t)index << 1 ^ (uint32_t)(index >> 31)); }
+
+static uint8_t *write_buckets(const pane *p, uint8_t *to) {
   if (!p->cap) {
-    write_float(index, (float)p->one.index);
-    write_float(weight, (float)p->one.weight);
-    return;
+    int32_t before = before_first(p->one.index);
+    return write_bucket(to, &before, p->one.index, p->one.weight);
   }
   const uint32_t *block = p->many.block;
+  uint32_t i = 0;
   if (!p->many.dense) {
-    for (uint32_t i = 0; i < p->n; i++) {
-      write_float(index + 4 * i, (float)(int32_t)block[i]);
-      write_float(weight + 4 * i, (float)block[p->cap + i]);
-    }
-    return;
+    int32_t before = before_first((int32_t)block[0]);
+    for (; i < p->n; i++) to = write_bucket(to, &before, (int32_t)block[i], block[p->cap + i]);
+    return to;
   }
-  for (uint32_t i = 0; i < p->cap; i++) {
-    if (!block[i]) continue;
-    index = write_float(index, (float)(p->base + (int32_t)i));
-    weight = write_float(weight, (float)block[i]);
-  }
+  while (!block[i]) i++;
+  int32_t before = before_first(p->base + (int32_t)i);
+  for (; i < p->cap; i++) if (block[i]) to = write_bucket(to, &before, p->base + (int32_t)i, block[i]);
+  return to;
 }
 
 static uint8_t *write_segment(const segment *s, uint8_t *p) {
@@ -262,7 +281,7 @@ static uint8_t *write_segment(const segment *s, uint8_t *p) {
     second[n] = (uint8_t)i;
     panes[n++] = &s->panes[s->at[i] - 1];
   }
-  p = streams_write_long(streams_write_prefix(p, SEGMENT_ID), s->start);
+  p = streams_write_long(streams_write_prefix(p, PANES_ID), s->start);
 #define COLUMN(write, field) \
   *p++ = (uint8_t)(n * 2); \
   for (uint32_t i = 0; i < n; i++) p = write(p, field); \
@@ -276,17 +295,11 @@ static uint8_t *write_segment(const segment *s, uint8_t *p) {
   COLUMN(streams_write_double, panes[i]->min);
   COLUMN(streams_write_double, panes[i]->max);
   COLUMN(streams_write_double, panes[i]->m2);
-  p = streams_write_long(p, s->n_buckets);
-  uint8_t *index = p, *weight = streams_write_long(p + 4 * s->n_buckets + 1, s->n_buckets);
-  p[4 * s->n_buckets] = 0;
-  for (uint32_t i = 0; i < n; i++) {
-    uint32_t m = panes[i]->n;
-    write_buckets(panes[i], index, weight);
-    index += 4 * m;
-    weight += 4 * m;
-  }
-  *weight = 0;
-  return weight + 1;
+  uint8_t *sketch = p + SKETCH_LENGTH_MAX, *end = sketch;
+  for (uint32_t i = 0; i < n; i++) end = write_buckets(panes[i], end);
+  p = streams_write_long(p, end - sketch);
+  __builtin_memmove(p, sketch, (uint32_t)(end - sketch));
+  return p + (end - sketch);
 }
 
 static uint32_t streams_native_write(const streams_row *r, const void *native, uint8_t *to) {
@@ -312,38 +325,79 @@ static const uint8_t *read_column(streams_reader *in, uint32_t width, uint32_t n
 
 STREAMS_INLINE float float_at(const uint8_t *p, uint32_t i) { float v; __builtin_memcpy(&v, p + 4 * i, 4); return v; }
 
-static int read_segment(streams_reader in, segment **out) {
+/* An unsigned LEB128 number. */
+STREAMS_INLINE uint32_t read_number(streams_reader *in) {
+  uint32_t v = 0;
+  for (uint32_t shift = 0; shift < 35 && in->p < in->end; shift += 7) {
+    uint8_t b = *in->p++;
+    v |= (uint32_t)(b & 0x7f) << shift;
+    if (!(b & 0x80)) return v;
+  }
+  in->error = 1;
+  return 0;
+}
+
+/* The buckets of a stored segment: packed (streams.TelemetryPanes), or as they were before (streams.TelemetrySegment), in columns. */
+typedef struct { streams_reader packed; const uint8_t *index, *weight; uint32_t n, at; } stored_buckets;
+
+static int read_buckets(stored_buckets *from, segment *s, pane *p, uint32_t n) {
+  int32_t index = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t weight;
+    if (from->index) {
+      if (from->at == from->n) return 1;
+      index = (int32_t)float_at(from->index, from->at);
+      weight = (uint32_t)float_at(from->weight, from->at++);
+    } else {
+      uint32_t delta = read_number(&from->packed);
+      index = i ? index + (int32_t)delta : (int32_t)(delta >> 1 ^ -(delta & 1));
+      weight = read_number(&from->packed);
+      if (from->packed.error || (i && !delta)) return 1;
+    }
+    if (!weight || index > BUCKET_MAX || index < -BUCKET_MAX) return 1;
+    *bucket_weight(s, p, index) = weight;
+  }
+  return p->n != n;
+}
+
+static int read_segment(streams_reader in, int packed, segment **out) {
   segment *s = new_segment(streams_read_long(&in));
   *out = s;
-  uint32_t n = 0, m = 0, at = 0;
+  uint32_t n = 0;
   const uint8_t *second = read_column(&in, 4, 0, &n);
   if (in.error || n > SEGMENT_S) return 1;
   const uint8_t *first = read_column(&in, 4, n, 0), *last = read_column(&in, 4, n, 0), *buckets = read_column(&in, 4, n, 0);
   const uint8_t *count = read_column(&in, 8, n, 0), *sum = read_column(&in, 8, n, 0), *min = read_column(&in, 8, n, 0);
   const uint8_t *max = read_column(&in, 8, n, 0), *m2 = read_column(&in, 8, n, 0);
-  const uint8_t *index = read_column(&in, 4, 0, &m), *weight = read_column(&in, 4, m, 0);
+  stored_buckets sketch = {{0, 0, 0}, 0, 0, 0, 0};
+  if (packed) {
+    uint32_t len;
+    sketch.packed.p = streams_read_bytes(&in, &len);
+    sketch.packed.end = sketch.packed.p + len;
+  } else {
+    sketch.index = read_column(&in, 4, 0, &sketch.n);
+    sketch.weight = read_column(&in, 4, sketch.n, 0);
+  }
   if (in.error || in.p != in.end) return 1;
   for (uint32_t i = 0; i < n; i++) {
     float which = float_at(second, i), width = float_at(buckets, i), from = float_at(first, i), to = float_at(last, i);
-    if (!(which >= 0 && which < SEGMENT_S && width >= 1 && width <= (float)(m - at))) return 1;
+    if (!(which >= 0 && which < SEGMENT_S && width >= 1 && width <= 2 * BUCKET_MAX + 1)) return 1;
     if (!(from >= 0 && from < 1000 && to >= 0 && to < 1000) || s->at[(uint32_t)which]) return 1;
     if (!(streams_get_f64(count + 8 * i) >= 1 && streams_get_f64(count + 8 * i) < 0x1p53)) return 1;
     pane *p = new_pane(s, (uint32_t)which);
     *p = (pane){.count = (uint64_t)streams_get_f64(count + 8 * i), .sum = streams_get_f64(sum + 8 * i), .min = streams_get_f64(min + 8 * i),
                 .max = streams_get_f64(max + 8 * i), .m2 = streams_get_f64(m2 + 8 * i), .first = (uint16_t)from, .last = (uint16_t)to};
-    for (uint32_t j = 0; j < (uint32_t)width; j++, at++)
-      *bucket_weight(s, p, (int32_t)float_at(index, at)) = (uint32_t)float_at(weight, at);
-    if (p->n != (uint32_t)width) return 1;
+    if (read_buckets(&sketch, s, p, (uint32_t)width)) return 1;
   }
-  return at != m || s->n_buckets != m;
+  return packed ? sketch.packed.p != sketch.packed.end : sketch.at != sketch.n || s->n_buckets != sketch.n;
 }
 
 static int streams_native_read(const streams_row *r, uint8_t **native, const uint8_t *from, uint32_t len) {
   int is_device = streams_row_key((streams_row *)r)[r->key_len - 1] == SEPARATOR;
   uint32_t id = streams_schema_id(from, len);
-  if (id != (is_device ? DEVICE_ID : SEGMENT_ID)) return 1;
+  if (is_device ? id != DEVICE_ID : id != PANES_ID && id != SEGMENT_ID) return 1;
   streams_reader in = {from + 5, from + len, 0};
-  if (!is_device) return read_segment(in, (segment **)native);
+  if (!is_device) return read_segment(in, id == PANES_ID, (segment **)native);
   device_state *d = new_device_state();
   d->watermark = streams_read_long(&in);
   d->late = streams_read_long(&in);
@@ -594,7 +648,8 @@ typedef struct { uint32_t n, in_order; } chunk;
 typedef struct { device *device; series *series; metric *metric; uint32_t group; } found_put;
 
 static streams_row late_row = {.known = 1}; /* in a log entry: the reading was late */
-static struct { logged *log; put *puts; moment *moments; chunk *chunks; uint32_t n_moments; } plan;
+/* by_id: the device of each key id of the batch, as far as it is known; NULL when the batch has none. */
+static struct { logged *log; put *puts; moment *moments; chunk *chunks; device **by_id; uint32_t n_moments; } plan;
 static found_put found[CHUNK];
 static uint32_t group_sizes[CHUNK], n_groups, chunk_id;
 
@@ -643,7 +698,9 @@ static uint32_t new_group(device *d) {
 
 /* Whether the put will be folded; else at->bad says why it is refused. */
 STREAMS_INLINE int prepare_put(const streams_batch *b, const streams_event *e, logged *at, found_put *to) {
-  device *d = find_device(e->key, e->key_len);
+  device **known = plan.by_id ? &plan.by_id[streams_get32(b->key_id + 4 * e->index)] : 0;
+  device *d = known && *known ? *known : find_device(e->key, e->key_len);
+  if (known) *known = d;
   metric *m = d->metric;
   at->region = 0;
   if (!is_metric(m, e->value, e->value_len)) {
@@ -731,6 +788,7 @@ STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p
   plan.puts = streams_scratch(b.n * sizeof *plan.puts);
   plan.moments = streams_scratch(b.n * sizeof *plan.moments);
   plan.chunks = streams_scratch((b.n / CHUNK + 1) * sizeof *plan.chunks);
+  plan.by_id = streams_by_key_id(&b);
   plan.n_moments = 0;
   streams_ask_begin(3 * b.n);
   for (uint32_t at = 0; at < b.n; at += CHUNK) prepare_chunk(&b, &plan.chunks[at / CHUNK], at, b.n - at < CHUNK ? b.n - at : CHUNK);

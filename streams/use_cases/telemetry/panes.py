@@ -1,13 +1,15 @@
 """Rows of the `telemetry` table as columns, decoded many at a time.
 
-A row holds ten seconds of a metric (schema streams.TelemetrySegment, written by wasm_udfs/telemetry): columns as Avro
-arrays of one block each, so every value's place follows from the number of panes, and numpy reads all rows at once.
+A row holds ten seconds of a metric (schema streams.TelemetryPanes, written by wasm_udfs/telemetry): columns as Avro
+arrays of one block each, so every value's place follows from the number of panes, and numpy reads all rows at once;
+sketches are packed, and unpacked for all rows at once too. Rows of the schema before (streams.TelemetrySegment) have
+them as arrays.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ _EXPIRES, _BODY = _CELL + 16, _CELL + 28
 _PREFIX_BYTES = 5
 _VARINT_BYTES = 10
 _PAD = bytes(16)
+_BUCKETS_MAX = 2 * (2047 * 50 + 49) + 1
+_NUMBER_BYTES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,11 @@ class _Bytes:
         return value, positions + length
 
 
-def _live(data: _Bytes, now_ms: int, name: str) -> Longs:
-    """The rows that have a cell which has not expired, by number. MalformedRow for those of another kind."""
+def _live(data: _Bytes, now_ms: int, *names: str) -> tuple[Longs, Longs]:
+    """The rows that have a cell which has not expired, by number, and which of the schemas each cell is of.
+
+    MalformedRow for those of another kind.
+    """
     starts = data.starts
     if len(starts) and bool((data.ends - starts < HEADER_BYTES).any()):
         raise MalformedRow("a row is cut off")
@@ -141,9 +148,13 @@ def _live(data: _Bytes, now_ms: int, name: str) -> Longs:
     bodies = starts[live] + _BODY
     if bool((bodies + _PREFIX_BYTES + 1 > data.ends[live]).any()):
         raise MalformedRow("a row is cut off")
-    if bool((data.at(">u4", bodies + 1) != _schema_id(name)).any()):
-        raise MalformedRow(f"a row holds something else than {name}")
-    return live[data.at("<i8", starts[live] + _EXPIRES) > now_ms]
+    ids, kinds = data.at(">u4", bodies + 1), np.full(len(live), -1, np.int64)
+    for number, name in enumerate(names):
+        kinds[ids == _schema_id(name)] = number
+    if bool((kinds < 0).any()):
+        raise MalformedRow(f"a row holds something else than {' or '.join(names)}")
+    kept = data.at("<i8", starts[live] + _EXPIRES) > now_ms
+    return live[kept], kinds[kept]
 
 
 def _within(sizes: Longs) -> tuple[Longs, Longs]:
@@ -155,7 +166,17 @@ def _within(sizes: Longs) -> tuple[Longs, Longs]:
 def decode_segments(rows: Sequence[bytes], series: Longs, now_ms: int) -> Panes:
     """The panes of rows that have not expired; `series` says whose each row is. Slots are seconds since the epoch."""
     data = _Bytes(rows)
-    live = _live(data, now_ms, "streams.TelemetrySegment")
+    live, kinds = _live(data, now_ms, "streams.TelemetryPanes", "streams.TelemetrySegment")
+    parts = [
+        _decoded(data, live[kinds == kind], series, unpack) for kind, unpack in enumerate((_packed_sketches, _sketches))
+    ]
+    return joined([part for part in parts if len(part)])
+
+
+def _decoded(data: _Bytes, live: Longs, series: Longs, unpack: Callable[..., tuple[Longs, Doubles]]) -> Panes:
+    """The panes of some rows, all of one schema."""
+    if not len(live):
+        return joined([])
     start_ms, at = data.varints(data.starts[live] + _BODY + _PREFIX_BYTES)
     n = data.at("u1", at).astype(np.int64) >> 1
     if bool(((n < 1) | (n > SEGMENT_S)).any()):
@@ -171,20 +192,54 @@ def decode_segments(rows: Sequence[bytes], series: Longs, now_ms: int) -> Panes:
         return data.at("<f8", (at + 4 * floats + column * doubles + 1)[row] + 8 * place)
 
     second, first, last, sizes = (single(column) for column in range(4))
-    entries, sketch = data.varints(at + 4 * floats + 5 * doubles)
-    again, weights = data.varints(sketch + 4 * entries + 1)
-    if bool((again != entries).any() or (weights + 4 * entries + 1 != data.ends[live]).any()):
-        raise MalformedRow("a row's columns do not fill it")
-    if bool((np.bincount(row, sizes, len(live)).astype(np.int64) != entries).any() or (sizes < 1).any()):
+    if bool(((sizes < 1) | (sizes > _BUCKETS_MAX)).any()):
         raise MalformedRow("a row's sketches do not add up")
-    entry_row, entry = _within(entries)
+    index, weight = unpack(data, at + 4 * floats + 5 * doubles, data.ends[live], row, sizes)
     slot = start_ms[row] // 1000 + second
     return Panes(
         series[live][row], slot, slot * 1000 + first, slot * 1000 + last,
-        double(0), double(1), double(2), double(3), double(4), sizes,
-        data.at("<f4", sketch[entry_row] + 4 * entry).astype(np.int64),
-        data.at("<f4", weights[entry_row] + 4 * entry).astype(np.float64),
+        double(0), double(1), double(2), double(3), double(4), sizes, index, weight,
     )  # fmt: skip
+
+
+def _sketches(data: _Bytes, at: Longs, ends: Longs, row: Longs, sizes: Longs) -> tuple[Longs, Doubles]:
+    """Index and weight of all buckets, of rows that have them as two arrays."""
+    entries, sketch = data.varints(at)
+    again, weights = data.varints(sketch + 4 * entries + 1)
+    if bool((again != entries).any() or (weights + 4 * entries + 1 != ends).any()):
+        raise MalformedRow("a row's columns do not fill it")
+    if bool((np.bincount(row, sizes, len(ends)).astype(np.int64) != entries).any()):
+        raise MalformedRow("a row's sketches do not add up")
+    entry_row, entry = _within(entries)
+    index = data.at("<f4", sketch[entry_row] + 4 * entry).astype(np.int64)
+    return index, data.at("<f4", weights[entry_row] + 4 * entry).astype(np.float64)
+
+
+def _packed_sketches(data: _Bytes, at: Longs, ends: Longs, row: Longs, sizes: Longs) -> tuple[Longs, Doubles]:
+    """Index and weight of all buckets, of rows that have them as pairs of LEB128 numbers."""
+    lengths, at = data.varints(at)
+    if bool((at + lengths != ends).any()) or bool((lengths < 1).any()):
+        raise MalformedRow("a row's columns do not fill it")
+    owner, byte = _within(lengths)
+    packed = data.at("u1", at[owner] + byte)
+    lasts = np.flatnonzero(packed < 128)
+    numbers = np.bincount(owner[lasts], minlength=len(ends))
+    filled = bool((packed[np.cumsum(lengths) - 1] < 128).all())
+    if not filled or bool((numbers != 2 * np.bincount(row, sizes, len(ends)).astype(np.int64)).any()):
+        raise MalformedRow("a row's sketches do not add up")
+    firsts = np.concatenate((np.zeros(1, np.int64), lasts[:-1] + 1))
+    width = lasts - firsts
+    if int(width.max()) >= _NUMBER_BYTES:
+        raise MalformedRow("a sketch holds a number that is too large")
+    values = packed[firsts].astype(np.int64) & 127
+    for more in range(1, int(width.max()) + 1):
+        longer = np.flatnonzero(width >= more)
+        values[longer] |= (packed[firsts[longer] + more].astype(np.int64) & 127) << (7 * more)
+    deltas, weights = values[::2], values[1::2].astype(np.float64)
+    first = np.cumsum(sizes) - sizes
+    deltas[first] = deltas[first] >> 1 ^ -(deltas[first] & 1)
+    index = np.cumsum(deltas)
+    return index - np.repeat(index[first] - deltas[first], sizes), weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +258,7 @@ class DeviceStates:
 def decode_devices(rows: Sequence[bytes], device: Longs, now_ms: int) -> DeviceStates:
     """The states in rows that have not expired (schema streams.TelemetryDevice); `device` says whose each is."""
     data = _Bytes(rows)
-    live = _live(data, now_ms, "streams.TelemetryDevice")
+    live, _ = _live(data, now_ms, "streams.TelemetryDevice")
     watermark_ms, at = data.varints(data.starts[live] + _BODY + _PREFIX_BYTES)
     late, at = data.varints(at)
     appended_ms, at = data.varints(at)

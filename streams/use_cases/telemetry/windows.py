@@ -160,7 +160,7 @@ def _at_rank(
 
 
 def estimates(index: Longs) -> Doubles:
-    """The value that stands for a bucket: within `QUANTILE_ERROR` of all in it (streams.TelemetrySegment says which
+    """The value that stands for a bucket: within `QUANTILE_ERROR` of all in it (streams.TelemetryPanes says which
     they are). The harmonic middle of its bounds has the same relative distance to both."""
     magnitude = np.abs(index)
     low = 1 + magnitude % BUCKETS_PER_OCTAVE / BUCKETS_PER_OCTAVE

@@ -1,0 +1,54 @@
+"""Keys that may be due for a purge, soonest first, so many and no more."""
+
+from __future__ import annotations
+
+import heapq
+
+from streams.edge.purge_rules import PurgeOptions
+
+
+class Candidates:
+    """A bounded heap of (when, table, key). What it does not take is left to scans: `far` names the tables of keys that
+    are due beyond the horizon, `overflowed` those of keys that found no room."""
+
+    def __init__(self, options: PurgeOptions) -> None:
+        self._options = options
+        self._heap: list[tuple[int, str, bytes]] = []
+        self._due: dict[tuple[str, bytes], int] = {}
+        self.far: set[str] = set()
+        self.overflowed: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def remember(self, at_ms: int, table: str, key: bytes, now_ms: int) -> None:
+        """Look at `key` when it is `at_ms`, or sooner if that was asked before."""
+        known = self._due.get((table, key))
+        if known is not None and known <= at_ms:
+            return
+        if known is None:
+            # What is due in a day must not keep out what is due now.
+            if at_ms > now_ms + self._options.horizon_s * 1000:
+                self.far.add(table)
+                return
+            if len(self._due) >= self._options.candidates_max:
+                self.overflowed.add(table)
+                return
+        self._due[(table, key)] = at_ms
+        heapq.heappush(self._heap, (at_ms, table, key))
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether there may be something to look at now."""
+        return bool(self._heap) and self._heap[0][0] <= now_ms
+
+    def take(self, now_ms: int, limit: int) -> dict[str, list[bytes]]:
+        """Up to `limit` keys that are due, by table; they are forgotten here."""
+        found: dict[str, list[bytes]] = {}
+        while limit > 0 and self.is_due(now_ms):
+            at_ms, table, key = heapq.heappop(self._heap)
+            if self._due.get((table, key)) != at_ms:
+                continue
+            del self._due[(table, key)]
+            found.setdefault(table, []).append(key)
+            limit -= 1
+        return found

@@ -1,0 +1,206 @@
+"""Many orders in one request: read in three forms, cut into records of the log, answered line by line or in sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.gateway.order_bodies import batch_operation, order_json, refusal
+from streams.gateway.order_columns import encode_columns
+from streams.model.errors import BadInput, Conflict, NotFound, StreamsError
+from streams.sequencer.order_commands import (
+    ORDERS_MAX,
+    PLACE,
+    Operation,
+    OrdersResult,
+    Outcome,
+    Trade,
+    Why,
+    decode_operation,
+)
+from streams.sequencer.orders_state import OrdersStore
+from streams.serde import parse_json
+from streams.tabular.ipc import ArrowStream, decode
+from streams.tabular.orders import order_columns
+
+NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
+CHUNK_BYTES = 512 << 10
+REJECTED_MAX = 1_000
+SLICE_ROWS = 65_536
+_TRADE_FIELDS = ("price", "quantity", "maker", "taker")
+
+
+@dataclass(slots=True)
+class Lines:
+    """A batch's good lines, encoded, with their numbers from 1; and those that are refused before anything is sent."""
+
+    numbers: list[int] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    refused: list[tuple[int, StreamsError]] = field(default_factory=list)
+
+    def add(self, number: int, row: Any) -> None:
+        """Judge one line: bytes of JSON, or what they would be."""
+        try:
+            part = batch_operation(parse_json(row) if isinstance(row, bytes) else row).encode()
+        except StreamsError as error:
+            self.refused.append((number, error))
+            return
+        self.numbers.append(number)
+        self.parts.append(part)
+
+    def chunks(self) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Stretches that are a record of the log each."""
+        first = size = 0
+        for index, part in enumerate(self.parts):
+            size += len(part)
+            if index + 1 - first == ORDERS_MAX or size >= CHUNK_BYTES or index + 1 == len(self.parts):
+                yield self.numbers[first : index + 1], self.parts[first : index + 1]
+                first, size = index + 1, 0
+
+
+def parse_batch(content_type: str, body: bytes) -> Lines:
+    """The lines of a body; BadInput when it has none."""
+    lines = Lines()
+    if content_type in (NDJSON, "application/ndjson", "application/jsonl"):
+        for number, line in enumerate(body.split(b"\n"), 1):
+            if line.strip():
+                lines.add(number, line)
+    elif content_type == "application/json":
+        rows = parse_json(body)
+        if type(rows) is not list:
+            raise BadInput("is no array of orders", field="body", fix=f"send an array, or {NDJSON}")
+        for number, row in enumerate(rows, 1):
+            lines.add(number, row)
+    elif content_type == ARROW:
+        _read_arrow(lines, body)
+    else:
+        raise BadInput(
+            f"{content_type[:80]!r} is no batch format",
+            field="Content-Type",
+            fix=f"send {NDJSON}, application/json or {ARROW}",
+        )
+    return lines
+
+
+def _read_arrow(lines: Lines, body: bytes) -> None:
+    stream, number = ArrowStream(), 0
+    for piece in stream.feed(body):
+        for batch in decode(piece, SLICE_ROWS):
+            columns = order_columns(batch)
+            parts = None if columns is None else encode_columns(columns)
+            if parts is not None:
+                lines.numbers += range(number + 1, number + 1 + len(parts))
+                lines.parts += parts
+            else:
+                for index, row in enumerate(batch.to_pylist(), number + 1):
+                    lines.add(index, row)
+            number += len(batch)
+    stream.finish()
+
+
+class NoOrder(NotFound):
+    """No such order. Its title is that of a key without a value."""
+
+    title = "no value"
+
+
+def plain_trades(trades: Sequence[Trade]) -> list[Trade]:
+    """Trades with the four fields that say which they are."""
+    return [{name: trade[name] for name in _TRADE_FIELDS} for trade in trades]
+
+
+def made_by(store: OrdersStore, operation: Operation, outcome: Outcome) -> list[Trade]:
+    """The trades that an order made as it was placed."""
+    if outcome.filled == "0":
+        return []
+    return store.trades_of(operation.symbol.decode(), outcome.offset, operation.identity.decode())
+
+
+def changed_json(store: OrdersStore, identity: str, result: OrdersResult, outcome: Outcome) -> dict[str, object]:
+    """The order as this change left it, and the trades that the change made."""
+    row = store.order(identity)
+    if row is None:
+        raise NoOrder(f"there is no order {identity}", field="id")
+    shown = row.to_json() | {"status": outcome.status, "filled": outcome.filled, "quantity": outcome.quantity}
+    if row.kind != "market":
+        shown["price"] = outcome.price
+    trades = plain_trades(store.trades_of(row.symbol, result.offset, identity))
+    return {"order": shown, "trades": trades, "offset": result.offset, "timestamp": result.time_ms}
+
+
+class BatchAnswer:
+    """The answer to a batch as it grows."""
+
+    def __init__(self, store: OrdersStore, summary: bool) -> None:
+        self._store, self._summary = store, summary
+        self._accepted = self._rejected_count = 0
+        self._rejected: list[dict[str, object]] = []
+        self._results: list[dict[str, object]] = []
+        self._offset = -1
+
+    def refuse(self, number: int, error: StreamsError, identity: str | None = None) -> None:
+        """A line was not taken."""
+        self._rejected_count += 1
+        if len(self._rejected) < REJECTED_MAX:
+            found: dict[str, object] = {"line": number, "reason": str(error), "field": error.field}
+            self._rejected.append(found | ({} if identity is None else {"id": identity}))
+
+    def take(self, numbers: Sequence[int], parts: Sequence[bytes], result: OrdersResult) -> None:
+        """What a record did; one that is told again answers what its orders answered first."""
+        self._offset = result.offset
+        if self._summary and len(result):
+            refused = result.refused()
+            self._accepted += len(parts) - len(refused)
+            for index in refused:
+                identity = decode_operation(parts[index]).identity.decode()
+                self.refuse(numbers[index], refusal(result.outcome(index)), identity)
+            return
+        made: dict[tuple[str, int], dict[str, list[Trade]]] = {}
+        for index, (number, part) in enumerate(zip(numbers, parts, strict=True)):
+            operation = decode_operation(part)
+            outcome = result.outcome(index) if len(result) else self._first(operation)
+            identity = operation.identity.decode()
+            if outcome is None:
+                self.refuse(number, Conflict("was not taken the first time", field="id"), identity)
+            elif outcome.why is not Why.GOOD:
+                self.refuse(number, refusal(outcome), identity)
+            else:
+                self._accepted += 1
+                if not self._summary:
+                    self._results.append(self._one(number, operation, outcome, result, made))
+
+    def _one(
+        self,
+        number: int,
+        operation: Operation,
+        outcome: Outcome,
+        result: OrdersResult,
+        made: dict[tuple[str, int], dict[str, list[Trade]]],
+    ) -> dict[str, object]:
+        identity = operation.identity.decode()
+        if operation.op != PLACE:
+            return {"line": number, **changed_json(self._store, identity, result, outcome)}
+        trades: list[Trade] = []
+        if outcome.filled != "0":
+            where = (operation.symbol.decode(), outcome.offset)
+            if where not in made:
+                by_taker = made[where] = {}
+                for trade in self._store.trades_at(*where):
+                    by_taker.setdefault(str(trade["taker"]), []).append(trade)
+            trades = plain_trades(made[where].get(identity, []))
+        return {"line": number, "order": order_json(operation, outcome), "trades": trades, "offset": outcome.offset}
+
+    def _first(self, operation: Operation) -> Outcome | None:
+        row = self._store.order(operation.identity.decode())
+        if row is None:
+            return None
+        first = operation.op == PLACE
+        status, filled = (row.first_status, row.first_filled) if first else (row.status, row.filled)
+        return Outcome(Why.GOOD, status, row.price, row.quantity, filled, row.offset, 0)
+
+    def body(self) -> dict[str, object]:
+        """The whole."""
+        body: dict[str, object] = {"accepted": self._accepted, "rejected": self._rejected}
+        body |= {"rejected_count": self._rejected_count, "offset": self._offset}
+        return body if self._summary else body | {"results": self._results}

@@ -1,0 +1,277 @@
+"""`OrdersStore`: the rows of the order books on disk, the offset they stand for, and the machine made of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streams.model.errors import Conflict
+from streams.sequencer.order_commands import (
+    ACCOUNT_PREFIX,
+    CLOSED_PREFIX,
+    LEVELS_PREFIX,
+    META_KEY,
+    NOTE_PREFIX,
+    OPEN_PREFIX,
+    SYMBOL_PREFIX,
+    TRADES_PREFIX,
+    BookView,
+    OrderRow,
+    OrdersResult,
+    OrdersState,
+    SymbolTerms,
+    Trade,
+    decode_book,
+    decode_orders_result,
+    decode_orders_state,
+    feed_key,
+    feed_prefix,
+    levels_row,
+    order_row,
+    question,
+    symbol_row,
+    trades_row,
+)
+from streams.state.errors import StoreCorrupt
+from streams.state.options import StoreOptions
+from streams.state.partition import TablePartition
+from streams.wasm.engine import ModuleCache
+from streams.wasm.machine_host import LogCommand
+from streams.wasm.resident_host import ResidentHost
+
+_TOPIC_ID, _MODULE, _FLOOR = "topic_id", "machine", "feed_floor"
+_CHUNK_ROWS = 5_000
+KNOWN_MS = 30 * 86_400_000
+"""How long, by the log's time, closed orders, trades and notes are kept. The machine was built with the same."""
+FEED_MS = 86_400_000
+"""How long changes of levels are kept: a feed resumes from within it."""
+SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 4_000
+_DEPTH, _MATCH = 1, 2
+_SYMBOL_KIND = SYMBOL_PREFIX[1]
+
+
+@dataclass(frozen=True, slots=True)
+class OrdersStep:
+    """What a batch did: a result for each command."""
+
+    results: list[OrdersResult]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEntry:
+    """What one record of the log did to a book. Levels: [price, quantity now], "0" when the level is gone."""
+
+    offset: int
+    time_ms: int
+    bids: list[list[str]]
+    asks: list[list[str]]
+    trades: list[Trade]
+
+
+class OrdersStore:
+    """Rows, position and machine of the orders' log. One RocksDB: rows and offset go into it in one write batch.
+
+    The books themselves are in the machine's memory, made from the rows of symbols, accounts and open orders at the
+    start. Old rows are dropped by the way, a few with every batch: that is this replica's business alone.
+    """
+
+    def __init__(
+        self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
+    ) -> None:
+        self._topic = topic
+        try:
+            self.store = TablePartition(path, options)
+        except StoreCorrupt:
+            TablePartition.wipe(path)
+            self.store = TablePartition(path, options)
+        self._machine = ResidentHost(wasm, cache, self._durable)
+        self._load()
+        self._machine.restore()
+
+    def _load(self) -> None:
+        self.machine_state: OrdersState = decode_orders_state(self.store.get(META_KEY))
+        self._symbols = {(found := symbol_row(row)).symbol: found for _, row in self.store.iterate(SYMBOL_PREFIX)}
+        self._floor = int(self.store.meta(_FLOOR) or 0)
+        self._sweep_at: dict[bytes, bytes | None] = {}
+        self._unswept = 0
+
+    def _durable(self) -> Iterator[tuple[bytes, bytes]]:
+        meta = self.store.get(META_KEY)
+        if meta is not None:
+            yield META_KEY, meta
+        for prefix in (SYMBOL_PREFIX, ACCOUNT_PREFIX, OPEN_PREFIX):
+            yield from self.store.iterate(prefix)
+
+    @property
+    def next(self) -> int:
+        """The position in the log up to which everything is applied."""
+        return self.store.changelog_offset() or 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the machine holds."""
+        return self._machine.memory_bytes
+
+    def belongs_to(self, topic_id: str) -> bool:
+        """Whether the rows are of this topic and were made by this very machine (or there are none yet)."""
+        known, module = self.store.meta(_TOPIC_ID), self.store.meta(_MODULE)
+        return known in (None, topic_id) and module in (None, self._machine.sha256)
+
+    def begin(self, topic_id: str) -> None:
+        """Note where the rows come from, before the first is applied."""
+        self.store.set_meta(_TOPIC_ID, topic_id)
+        self.store.set_meta(_MODULE, self._machine.sha256)
+
+    def reset(self) -> None:
+        """Forget everything: the log is read again from its start."""
+        self.store.apply([], None, 0)
+        for chunk in iter(lambda: self.store.scan(limit=_CHUNK_ROWS), []):
+            self.store.apply([(key, None) for key, _ in chunk], None, 0)
+        self.store.set_meta(_FLOOR, "0")
+        self._machine.forget()
+        self._load()
+
+    def apply(self, commands: Sequence[LogCommand], following: int) -> OrdersStep:
+        """Apply commands; `following` is the log's position after them. One write batch: all or nothing.
+
+        Conflict when they do not go on where the state stands. UdfTrap: nothing was applied.
+        """
+        if commands and commands[0].offset < self.next:
+            raise Conflict(f"{self._topic} stepped back to {commands[0].offset}, applied is {self.next}", field="topic")
+        done = self._machine.apply(commands, self.store.multi_get)
+        swept = self._sweep(len(done.rows)) if done.rows else []
+        try:
+            self.store.apply([*swept, *done.rows], None, following)
+        except BaseException:
+            self._machine.forget()  # it is ahead of what is on disk
+            raise
+        if done.rows:
+            self.machine_state = decode_orders_state(done.rows[-1][1])  # the machine's own row is the last
+        for key, row in done.rows:
+            if key[1] == _SYMBOL_KIND and row is not None:
+                found = symbol_row(row)
+                self._symbols[found.symbol] = found
+        return OrdersStep([decode_orders_result(each) for each in done.results])
+
+    # ---- reading
+
+    @property
+    def symbols(self) -> dict[str, SymbolTerms]:
+        """All symbols by name."""
+        return self._symbols
+
+    def order(self, identity: str) -> OrderRow | None:
+        """An order, open, or closed not too long ago."""
+        name = identity.encode()
+        opened, closed = self.store.multi_get([OPEN_PREFIX + name, CLOSED_PREFIX + name])
+        row = opened if opened is not None else closed
+        if row is None:
+            return None
+        found = order_row(row)
+        if found.closed_ms and found.closed_ms + KNOWN_MS <= self.machine_state.time_ms:
+            return None
+        return found
+
+    def account(self, identity: str) -> bytes | None:
+        """An account's row."""
+        return self.store.get(ACCOUNT_PREFIX + identity.encode())
+
+    def depth(self, symbol: str, most: int) -> BookView | None:
+        """The best levels of a book."""
+        return decode_book(_DEPTH, self._machine.query(question(_DEPTH, symbol, most)))
+
+    def match(self, symbol: str, most: int) -> BookView | None:
+        """The trades that executing a call book would make now."""
+        return decode_book(_MATCH, self._machine.query(question(_MATCH, symbol, most)))
+
+    def trades_at(self, symbol: str, offset: int) -> list[Trade]:
+        """The trades that one record made in a symbol."""
+        rows = self.store.iterate(feed_key(TRADES_PREFIX, symbol, offset))
+        return [trade for _, row in rows for trade in trades_row(row)[1]]
+
+    def trades_of(self, symbol: str, offset: int, taker: str) -> list[Trade]:
+        """The trades that an order made as it came, at `offset`."""
+        return [trade for trade in self.trades_at(symbol, offset) if trade["taker"] == taker]
+
+    def trades(self, symbol: str, offset: int, index: int, limit: int) -> tuple[list[Trade], int, int]:
+        """Trades from the `index`-th of the record at `offset` on, oldest first; and where the rest begins."""
+        found: list[Trade] = []
+        prefix = feed_prefix(TRADES_PREFIX, symbol)
+        after = prefix + max(offset - 1, 0).to_bytes(8, "big") + b"\xff\xff\xff\xff" if offset else None
+        at, seen = offset, 0
+        for key, row in self.store.iterate(prefix, after):
+            here = int.from_bytes(key[len(prefix) : len(prefix) + 8], "big")
+            if here != at:
+                at, seen = here, 0
+            time_ms, made = trades_row(row)
+            for trade in made:
+                if here > offset or seen >= index:
+                    if len(found) == limit:
+                        return found, here, seen
+                    found.append({**trade, "offset": here, "time": time_ms})
+                seen += 1
+        if not found:
+            return found, offset, index
+        return found, at, seen
+
+    def feed(self, symbol: str, after: int, limit: int) -> list[FeedEntry]:
+        """What records after offset `after` did to a book, in order; Conflict when that is not kept any more."""
+        if after + 1 < self._floor:
+            raise Conflict(
+                f"the changes after offset {after} are not kept any more; they begin at {self._floor}",
+                field="Last-Event-ID",
+                fix="subscribe anew: a snapshot comes first",
+            )
+        prefix = feed_prefix(LEVELS_PREFIX, symbol)
+        start = prefix + after.to_bytes(8, "big") if after >= 0 else None
+        found = []
+        for key, row in itertools.islice(self.store.iterate(prefix, start), limit):
+            offset = int.from_bytes(key[len(prefix) :], "big")
+            time_ms, bids, asks = levels_row(row)
+            found.append(FeedEntry(offset, time_ms, bids, asks, self.trades_at(symbol, offset)))
+        return found
+
+    # ---- sweeping
+
+    def _sweep(self, rows: int) -> list[tuple[bytes, bytes | None]]:
+        """Rows that are too old, found by walking on where the last walk ended, as fast as rows come."""
+        self._unswept += rows
+        if self._unswept < SWEEP_ROWS_MIN:
+            return []
+        most, self._unswept = min(self._unswept, SWEEP_ROWS_MAX) // 4, 0
+        dead: list[tuple[bytes, bytes | None]] = []
+        for prefix, keep_ms in (
+            (CLOSED_PREFIX, KNOWN_MS),
+            (NOTE_PREFIX, KNOWN_MS),
+            (TRADES_PREFIX, KNOWN_MS),
+            (LEVELS_PREFIX, FEED_MS),
+        ):
+            oldest_ms, floor = self.machine_state.time_ms - keep_ms, self._floor
+            walked = self.store.scan(prefix, self._sweep_at.get(prefix), most)
+            for key, row in walked:
+                if _time_of(prefix, row) <= oldest_ms:
+                    dead.append((key, None))
+                    if prefix == LEVELS_PREFIX:
+                        floor = max(floor, int.from_bytes(key[-8:], "big") + 1)
+            self._sweep_at[prefix] = walked[-1][0] if len(walked) == most else None
+            if floor != self._floor:
+                self._floor = floor
+                self.store.set_meta(_FLOOR, str(floor))  # before its rows go: a kill in between refuses too much
+        return dead
+
+    def describe(self) -> dict[str, object]:
+        """Where this replica stands: `state` is equal wherever `offset` is."""
+        stands = self.machine_state
+        return {"offset": stands.next, "state": f"{stands.chain:016x}", "commands": stands.commands}
+
+    def close(self) -> None:
+        """Release the directory and the machine; idempotent."""
+        self._machine.close()
+        self.store.close()
+
+
+def _time_of(prefix: bytes, row: bytes) -> int:
+    at = 64 if prefix == CLOSED_PREFIX else 24 if prefix == NOTE_PREFIX else 8
+    return int.from_bytes(row[at : at + 8], "little")
