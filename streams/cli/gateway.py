@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streams.cli.lifecycle import one_line_errors
+from streams.cli.udf_caps import with_udf_caps
 from streams.model.errors import BadInput
 
 
 @one_line_errors
+@with_udf_caps
 def gateway(
     region: Annotated[str, typer.Option(help="The region this gateway serves.")],
     data: Annotated[Path | None, typer.Option(help="The data directory; tables are kept in DIR/gateway.")] = None,
@@ -60,10 +63,13 @@ def gateway(
     from streams.gateway.subscribers import StreamOptions
     from streams.region.paths import data_dir
     from streams.wasm.admission import DeployCaps
+    from streams.wasm.caps import caps_from_env
 
     streams = StreamOptions(stall_s=stall_s, subscribers_max=subscribers_max)
     limits = GatewayOptions(body_limit_bytes=body_limit_mib << 20, streams=streams)
-    caps = DeployCaps(module_bytes=udf_module_mib << 20, udfs=udfs_max, keep_s=udf_keep_s)
+    caps = DeployCaps(
+        module_bytes=udf_module_mib << 20, udfs=udfs_max, keep_s=udf_keep_s, limits=caps_from_env(os.environ)
+    )
     purge = PurgeOptions.remembering(delete_grace_s)
     options = ServerOptions(
         region,

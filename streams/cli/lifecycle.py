@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from streams.cli.udf_caps import with_udf_caps
 from streams.model.errors import StreamsError
 from streams.region import status as system
 from streams.region import up as starting
@@ -46,6 +47,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 @app.command()
 @one_line_errors
+@with_udf_caps
 def up(
     regions: Annotated[str | None, typer.Option(help="Region names, home first. Default: us-east,eu-west")] = None,
     brokers: Annotated[

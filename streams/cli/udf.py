@@ -1,4 +1,4 @@
-"""`streams udf new build test deploy list shadow promote rollback remove`."""
+"""`streams udf new build test deploy list shadow promote rollback remove`, and those of `udf_safety`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from streams.cli.lifecycle import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.cli.udf_safety import print_builtin, print_regions, register
 from streams.cli.udf_versions import FromOption, check_candidate, print_versions, promote, rollback, shadow
 from streams.model.errors import BadInput, Conflict, StreamsError
 from streams.model.keys import check_name
@@ -18,7 +19,7 @@ from streams.model.keys import check_name
 if TYPE_CHECKING:
     from streams.client import AsyncClient
 
-app = typer.Typer(help="Make, test, deploy, list and remove UDFs.", no_args_is_help=True)
+app = typer.Typer(help="Make, test, deploy, list and remove UDFs; look into their traps.", no_args_is_help=True)
 for each in (shadow, promote, rollback):
     app.command()(each)
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's directory: udf.toml, source or module.")]
@@ -51,11 +52,14 @@ def new(
 
 @app.command()
 @one_line_errors
-def build(directory: Directory) -> None:
+def build(
+    directory: Directory,
+    names: Annotated[bool, typer.Option(help="Keep functions' names, which backtraces of traps show.")] = True,
+) -> None:
     """Compile the directory's C source to WebAssembly."""
     from streams.wasm.build import write_modules
 
-    for path in write_modules(directory):
+    for path in write_modules(directory, names=names):
         print(f"{path} ({path.stat().st_size} bytes)")
 
 
@@ -107,7 +111,7 @@ def deploy(
         found = await edge.deploy_globally(directory, wait_s=wait, from_=from_, in_place=in_place, keep=keep)
         took_s, sha = time.monotonic() - began_s, found["sha256"][:12]
         print(f"{found['name']} {found['version']} ({sha}) {_does(found)}, {took_s:.1f} s")
-        _print_regions(found)
+        print_regions(found)
         check_candidate(found, read_manifest(directory).version)
         _check(found)
 
@@ -121,20 +125,22 @@ def list_udfs(
     url: UrlOption = None,
     data: DataOption = None,
 ) -> None:
-    """Show what is deployed, and how it does in each region."""
+    """Show what is deployed, how it does in each region and what it uses, and what the built-in ones use."""
 
     async def work(edge: AsyncClient) -> None:
-        found = await edge.udfs()
+        listed = await edge.list_udfs()
+        found = listed["udfs"]
         if as_json:
-            print(json.dumps({"udfs": found}))
+            print(json.dumps(listed))
             return
         for each in found:
             what = (
                 f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if "inputs" in each else _does(each)
             )
             print(f"{each['name']} {each['version']}  {each['kind']}  {what}")
-            _print_regions(each)
+            print_regions(each)
             print_versions(each)
+        print_builtin(listed["builtin"])
 
     run(work, region, url, data)
 
@@ -161,13 +167,10 @@ def _does(found: dict[str, Any]) -> str:
     return f"makes table {found['table']}"
 
 
-def _print_regions(found: dict[str, Any]) -> None:
-    for region, each in found["regions"].items():
-        reason = f": {each['reason']}" if each["reason"] else ""
-        print(f"  {region}  {each['state']}{reason}")
-
-
 def _check(found: dict[str, Any]) -> None:
     for region, each in found["regions"].items():
         if each["state"] in ("refused", "failing"):
             raise StreamsError(f"{region} does not run it: {each['reason']}")
+
+
+register(app)

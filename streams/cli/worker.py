@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streams.cli.lifecycle import one_line_errors
+from streams.cli.udf_caps import with_udf_caps
 from streams.model.topology import Topology
 from streams.processing.main import run_worker
 from streams.processing.options import WorkerOptions
 from streams.region.paths import data_dir
+from streams.wasm.caps import caps_from_env
 
 
 @one_line_errors
+@with_udf_caps
 def worker(
     region: Annotated[str, typer.Option(help="The region this worker belongs to.")],
     bootstrap_servers: Annotated[
@@ -29,4 +33,5 @@ def worker(
     """Fold events into tables until stopped. Start as many as you like: the group shares the partitions."""
     place = data_dir(data)
     servers = bootstrap_servers or Topology.load(place).region(region).bootstrap_servers
-    raise typer.Exit(run_worker(WorkerOptions(region, servers, place, udf, metrics_port)))
+    caps = caps_from_env(os.environ)
+    raise typer.Exit(run_worker(WorkerOptions(region, servers, place, udf, metrics_port, caps=caps)))

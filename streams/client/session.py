@@ -319,8 +319,23 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
         return await send_udf(self._transport, "/v1/udfs", directory, query)
 
     async def udfs(self) -> list[dict[str, Any]]:
-        """The deployed UDFs, and their state in each region."""
+        """The deployed UDFs; for each region its state, and as `meter` what it uses there."""
         found: list[dict[str, Any]] = (await self._transport.json("GET", "/v1/udfs", {}))["udfs"]
+        return found
+
+    async def list_udfs(self) -> dict[str, list[dict[str, Any]]]:
+        """`udfs` as from `udfs()`, and `builtin`: what the built-in UDFs use in each region, by table."""
+        found: dict[str, list[dict[str, Any]]] = await self._transport.json("GET", "/v1/udfs", {})
+        return found
+
+    async def resume_udf(self, name: str, *, wait_s: int = 10) -> dict[str, Any]:
+        """Go on, in all regions, with a UDF that is paused, where it stopped; answers how it does in each. NotFound.
+
+        What it stopped at is tried again, and becomes a dead letter if it still traps. Asking twice resumes twice.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        path = _path("/v1/udfs/", name) + ":resume"
+        found: dict[str, Any] = await self._transport.json("POST", path, {"wait": str(wait_s)}, headers=headers)
         return found
 
     async def remove_udf(self, name: str) -> None:

@@ -157,6 +157,14 @@ class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls, SyncUdfVersionC
         """See AsyncClient.udfs."""
         return self._run(self._edge.udfs())
 
+    def list_udfs(self) -> dict[str, list[dict[str, Any]]]:
+        """See AsyncClient.list_udfs."""
+        return self._run(self._edge.list_udfs())
+
+    def resume_udf(self, name: str, *, wait_s: int = 10) -> dict[str, Any]:
+        """See AsyncClient.resume_udf."""
+        return self._run(self._edge.resume_udf(name, wait_s=wait_s))
+
     def remove_udf(self, name: str) -> None:
         """See AsyncClient.remove_udf."""
         self._run(self._edge.remove_udf(name))

@@ -1,4 +1,4 @@
-"""What regions report of the UDFs they run: each region's own topic `udf-states`, mirrored into all others."""
+"""What regions report of the UDFs they run, state and use: each region's own topic `udf-states`, mirrored into all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 
 from streams.definitions.entries import Entry
 from streams.definitions.kafka_log import TOPIC_SETTINGS, KafkaLogOptions, TopicReader
+from streams.definitions.udf_meters import KIND as METER
+from streams.definitions.udf_meters import MeterReport, Meters
 from streams.kafka.admin import Admin, TopicSpec
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.kafka.raw_fetch import FetchOptions
-from streams.model.errors import StreamsError
+from streams.model.errors import BadInput, StreamsError
 from streams.model.topology import Topology
 from streams.serde import dump_json
 
@@ -26,9 +28,11 @@ _RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class UdfState:
-    """A region's report: `state` is starting, active, failing, refused or stopped; `reason` says why it is so.
+    """A region's report: `state` is starting, active, paused, failing, refused or stopped; `reason` says why it is so.
 
     `sha256`: of the module that it speaks of. `at_ms`: when, epoch milliseconds. `generation`: of the rows.
+    `resumes`: how often the UDF had been resumed (`Udfs.resumes`) when this was said: a pause lasts until it is
+    resumed after it.
     """
 
     name: str
@@ -39,6 +43,7 @@ class UdfState:
     reason: str
     at_ms: int
     generation: int = 1
+    resumes: int = 0
 
 
 def topic_spec() -> TopicSpec:
@@ -68,10 +73,34 @@ class StateWriter:
     async def report(self, state: UdfState) -> None:
         """Append a report, at least once."""
         log.info("UDF %s %s: %s %s", state.name, state.version, state.state, state.reason)
+        await self._put(f"udf/{state.name}/{state.generation}".encode(), dump_json(asdict(state)))
+
+    async def meter(self, report: MeterReport) -> None:
+        """Append what a UDF uses."""
+        key, value, _ = report.entry().record()
+        await self._put(key, value or b"")
+
+    async def _put(self, key: bytes, value: bytes) -> None:
         try:
-            await self._producer.put(TOPIC, f"udf/{state.name}/{state.generation}".encode(), dump_json(asdict(state)))
+            await self._producer.put(TOPIC, key, value)
         except StreamsError as error:
-            log.warning("the state of UDF %s cannot be reported: %s", state.name, error)
+            log.warning("%s cannot be reported: %s", key.decode(), error)
+
+
+async def last_state(
+    bootstrap_servers: str, name: str, generation: int = 1, timeout_s: float = 20.0
+) -> UdfState | None:
+    """What this region's workers reported last of a generation of a UDF; None: nothing. Timeout, StreamsError."""
+    reader = TopicReader(bootstrap_servers, TOPIC, _KAFKA)
+    found: UdfState | None = None
+    try:
+        for entry in await reader.read_to_end(timeout_s):
+            if entry.key == f"udf/{name}/{generation}":
+                with contextlib.suppress(TypeError):
+                    found = UdfState(**(entry.value or {}))
+    finally:
+        await reader.stop()
+    return found
 
 
 class StateReader:
@@ -80,6 +109,7 @@ class StateReader:
     def __init__(self, topology: Topology, region: str) -> None:
         self._topology, self._here = topology, topology.region(region)
         self._states: dict[tuple[str, str, int], UdfState] = {}
+        self.meters = Meters()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
 
@@ -113,7 +143,7 @@ class StateReader:
                     continue
                 for entry in entries:
                     self._take(region, entry)
-                if entries:
+                if any(entry.kind != METER for entry in entries):
                     self.on_change()
         finally:
             with contextlib.suppress(StreamsError):
@@ -129,8 +159,11 @@ class StateReader:
 
     def _take(self, region: str, entry: Entry) -> None:
         try:
+            if entry.kind == METER:
+                self.meters.take(region, MeterReport.of(entry))
+                return
             found = UdfState(**(entry.value or {}))
-        except TypeError as error:
+        except (TypeError, BadInput) as error:
             log.error("%s of %s is no report: %s", entry.key, region, error)
             return
         self._states[region, found.name, found.generation] = found

@@ -21,13 +21,14 @@ from streams.model.topology import Topology
 log = logging.getLogger(__name__)
 
 TOPIC = "udfs"
+RESUME = "resume"
 RECORD_BYTES_MAX = 20 << 20
-_KAFKA = KafkaLogOptions(
+KAFKA = KafkaLogOptions(
     topic=TOPIC,
     settings={**TOPIC_SETTINGS, "max.message.bytes": str(RECORD_BYTES_MAX)},
     fetch=FetchOptions(client_id="streams-udfs", partition_bytes=1 << 20, max_wait_ms=2_000),
 )
-_OPTIONS = DefinitionsOptions(kafka=_KAFKA)
+_OPTIONS = DefinitionsOptions(kafka=KAFKA)
 
 
 class UdfsView:
@@ -38,6 +39,7 @@ class UdfsView:
         self.udfs: dict[str, Deployment] = {}
         self.releases: dict[str, Release] = {}
         self.versions: dict[str, dict[int, Deployment]] = {}
+        self.resumes: dict[str, int] = {}
         self._keeps = keeps
 
     def apply(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -50,7 +52,7 @@ class UdfsView:
             except (StreamsError, KeyError, TypeError, ValueError) as error:
                 log.error("%s cannot be used: %s", entry.key, error)
                 continue
-            if entry.kind in (KIND, releases.KIND):
+            if entry.kind in (KIND, releases.KIND, RESUME):
                 taken.append(entry)
         return taken
 
@@ -70,6 +72,8 @@ class UdfsView:
             self.udfs.pop(release.name, None)
             if active is not None:
                 self.udfs[release.name] = replace(active, removed=True) if release.removed else active
+        elif entry.kind == RESUME and entry.value is not None:
+            self.resumes[entry.name] = int(entry.value["count"])
 
     def known(self, name: str, table: str = "") -> Known:
         """What decisions about a UDF go by."""
@@ -203,6 +207,24 @@ class Udfs(Sequenced[UdfsView]):
             return None if left is None else Change(left)
 
         await self._change(name, step)
+
+    @property
+    def resumes(self) -> Mapping[str, int]:
+        """How often each UDF was resumed, by name; one that never was is missing."""
+        return MappingProxyType(self._view.resumes)
+
+    async def resume(self, name: str, who: str, at_ms: int) -> None:
+        """Tell all regions to go on with a UDF where it is paused. Returns when the local region has it. NotFound."""
+        count = 0
+
+        def plan(view: UdfsView) -> list[Entry]:
+            nonlocal count
+            _live(view, name)
+            count = count or view.resumes.get(name, 0) + 1
+            return [Entry(f"{RESUME}/{name}", {"name": name, "count": count, "by": who, "at_ms": at_ms})]
+
+        await self._write(plan)
+        await self._visible(lambda: self._view.resumes.get(name, 0) >= count)
 
     async def remove(self, name: str, by: str = "", keep_ms: int = 0, now_ms: int = 0) -> Deployment:
         """Retire one: its table is not fed or served any more; its rows are kept for `keep_ms`. NotFound; Timeout."""

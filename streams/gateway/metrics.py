@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+_UDFS = {
+    "calls": "Calls into the module, since the region's workers began",
+    "events": "Events folded, since the region's workers began",
+    "events_per_s": "Events folded a second, of the last seconds",
+    "cpu_seconds": "Processor time inside the module, since the region's workers began",
+    "fuel": "Instructions of the calls that count them",
+    "memory_high_bytes": "Most linear memory that one instance held",
+    "dead_letters": "Events refused or put aside",
+    "lag_events": "Offsets between what is committed and the inputs' ends",
+    "paused": "1 while it folds nothing until it is resumed",
+}
 
 
 class Metrics:
@@ -68,6 +85,26 @@ class Metrics:
             "Bytes of the segments of this region's raw events",
             registry=self.registry,
         )
+
+        self.udfs = {
+            name: Gauge(f"streams_udf_{name}", text, ["udf", "table", "version"], registry=self.registry)
+            for name, text in _UDFS.items()
+        }
+        self.udf_traps = Gauge(
+            "streams_udf_traps",
+            "Events that stopped a UDF of this region, as its workers reported, since those began",
+            ["udf", "table", "version", "kind"],
+            registry=self.registry,
+        )
+
+    def udf(self, table: str, meter: Mapping[str, Any], *, paused: bool) -> None:
+        """Show what a UDF of this region uses."""
+        labels = (meter["udf"], table, meter["version"])
+        for name, key in (("cpu_seconds", "cpu_s"), *((each, each) for each in _UDFS if each != "cpu_seconds")):
+            value = paused if name == "paused" else meter[key]
+            self.udfs[name].labels(*labels).set(math.nan if value is None else value)
+        for kind, count in meter["traps"].items():
+            self.udf_traps.labels(*labels, kind).set(count)
 
     def text(self) -> bytes:
         """The exposition format."""

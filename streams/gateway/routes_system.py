@@ -56,6 +56,7 @@ class SystemRoutes:
             staleness = self._gateway.tables.staleness_ms(name)
             self._gateway.metrics.staleness_ms.labels(name).set(staleness)
         self._measure_tables()
+        self._measure_udfs()
         await self._measure_logs()
         return Reply(self._gateway.metrics.text(), content_type=PROMETHEUS)
 
@@ -68,6 +69,15 @@ class SystemRoutes:
                 sizes[origin] = sizes.get(origin, 0) + partition.size_bytes()
             for origin, size in sizes.items():
                 metrics.table_bytes.labels(name, origin).set(size)
+
+    def _measure_udfs(self) -> None:
+        service, metrics, here = self._gateway.udfs, self._gateway.metrics, self._gateway.region.name
+        if service is None:
+            return
+        for each in (*metrics.udfs.values(), metrics.udf_traps):
+            each.clear()
+        for table, meter, state in service.metered(here):
+            metrics.udf(table, meter, paused=state == "paused")
 
     async def _measure_logs(self) -> None:
         """Sizes of logs; those of the last scrape stay when Kafka does not answer in time."""

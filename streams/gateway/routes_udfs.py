@@ -44,6 +44,16 @@ class UdfRoutes:
                 {400: "The manifest or the module is refused", 409: "It does not fit what is deployed"},
                 tag="udfs",
             ),
+            Operation(
+                "POST",
+                one + ":resume",
+                self.resume_udf,
+                "Go on, in all regions, with a UDF that is paused",
+                "deploy",
+                (NAME, WAIT),
+                answers={404: "Unknown"},
+                tag="udfs",
+            ),
             Operation("GET", one, self.get_udf, "One UDF", "read", (NAME,), answers={404: "Unknown"}, tag="udfs"),
             Operation(
                 "DELETE",
@@ -69,7 +79,13 @@ class UdfRoutes:
             for _, each in sorted(service.udfs.live.items())
             if who is ANYONE or all(who.may(keyspace, "read") for keyspace in touched(each.manifest))
         ]
-        return reply({"udfs": found})
+        may = self._gateway.definitions.keyspaces
+        builtin = [
+            each
+            for each in service.builtin()
+            if who is ANYONE or (each["table"] in may and who.may(each["table"], "read"))
+        ]
+        return reply({"udfs": found, "builtin": builtin})
 
     async def get_udf(self, call: Call) -> Reply:
         """One of them."""
@@ -85,6 +101,14 @@ class UdfRoutes:
         manifest, text, module = await read_form(call, service)
         deployed = await service.deploy(manifest, text, module, call.principal.name, order_of(call))
         return reply(await service.settled(deployed.name, deployed.number, 10 if wait_s is None else wait_s))
+
+    async def resume_udf(self, call: Call) -> Reply:
+        """Go on where it stopped; answers how it does in each region. What is not paused goes on as it is."""
+        service, name, wait_s = self._service, call.part("name"), WAIT.read(call)
+        found = service.udfs.get(name)
+        authorize_deploy(call.principal, found.manifest.inputs)
+        await service.udfs.resume(name, call.principal.name, wall_ms())
+        return reply(await service.resumed(found, 10 if wait_s is None else wait_s))
 
     async def remove_udf(self, call: Call) -> Reply:
         """Answers when it is removed at home and here."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.definitions import releases
-from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables
+from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables, parse_label
 from streams.definitions.releases import Release, Wish
 from streams.definitions.udf_states import StateReader
 from streams.definitions.udfs import Udfs
@@ -179,8 +179,8 @@ class UdfService:
         return [(each, tables) for each, tables in found if tables]
 
     def described(self, of: Deployment) -> dict[str, Any]:
-        """A deployment, how it does in each region, and its other versions. `served_here`: the generation whose rows
-        this gateway answers with."""
+        """A deployment, how it does in each region, what it uses there, and its other versions. `served_here`: the
+        generation whose rows this gateway answers with."""
         release = self.udfs.releases[of.name]
         pointed = self.pointed(of.manifest.table)
         versions = [self.udfs.version(of.name, number) for number in release.kept]
@@ -195,7 +195,9 @@ class UdfService:
         }
 
     def _states(self, of: Deployment) -> dict[str, Any]:
-        return {region: self._state(of, region) for region in self.topology.names}
+        return {
+            region: {**self._state(of, region), "meter": self.meter(region, of.table)} for region in self.topology.names
+        }
 
     def _candidate(self, release: Release) -> dict[str, Any] | None:
         found = self.udfs.version(release.name, release.candidate)
@@ -212,6 +214,36 @@ class UdfService:
             return None
         kept = {"kept_until": release.until_ms, "rolled_back": release.rolled_back}
         return {**found.to_json(), **kept, "regions": self._states(found)}
+
+    def meter(self, region: str, table: str) -> dict[str, Any] | None:
+        """What the UDF of a table uses in a region; None: not reported yet."""
+        return self.states.meters.region(region, table, wall_ms())
+
+    def metered(self, region: str) -> list[tuple[str, dict[str, Any], str]]:
+        """(table, what its UDF uses, its state) of all UDFs that run in a region, by generation of rows; built-in ones
+        are always `active`."""
+        running = {of.table: of for of, _ in self._folded()}
+        found = []
+        for table in self.states.meters.tables():
+            meter, of = self.meter(region, table), running.get(table)
+            if meter is not None and (of is not None or self._is_builtin(table)):
+                state = "active" if of is None else self._state(of, region)["state"]
+                found.append((table, meter, str(state)))
+        return found
+
+    def builtin(self) -> list[dict[str, Any]]:
+        """What the built-in UDFs use in each region, by table."""
+        found = []
+        for table in filter(self._is_builtin, self.states.meters.tables()):
+            regions = {region: {"meter": self.meter(region, table)} for region in self.topology.names}
+            known = [each["meter"] for each in regions.values() if each["meter"] is not None]
+            if known:
+                found.append({"name": known[0]["udf"], "table": table, "regions": regions})
+        return found
+
+    @staticmethod
+    def _is_builtin(table: str) -> bool:
+        return not parse_label(table)[1]  # a deployed UDF's rows are a generation's: NAME.gN
 
     def _state(self, of: Deployment, region: str) -> dict[str, Any]:
         found = self.states.get(region, of.name, of.generation)
@@ -230,11 +262,31 @@ class UdfService:
     async def settled(self, name: str, number: int, wait_s: float) -> dict[str, Any]:
         """`described`, once what was decided of a version is so here and in the regions that are heard from, or after
         `wait_s`."""
+        return await self._when(name, wait_s, lambda: self._is_settled(name, number))
+
+    async def resumed(self, of: Deployment, wait_s: float) -> dict[str, Any]:
+        """`described`, once no region that is heard from reports a pause from before it was resumed, or after `wait_s`.
+
+        One that is paused again, for what comes next, says so.
+        """
+        count = self.udfs.resumes.get(of.name, 0)
+
+        def over() -> bool:
+            for region in self.topology.names:
+                state, found = self._state(of, region)["state"], self.states.get(region, of.name, of.generation)
+                again = found is not None and found.resumes >= count
+                if state == "starting" or (state == "paused" and not again):
+                    return False
+            return True
+
+        return await self._when(of.name, wait_s, over)
+
+    async def _when(self, name: str, wait_s: float, done: Callable[[], bool]) -> dict[str, Any]:
         deadline = time.monotonic() + wait_s
         while True:
             self._changed.clear()
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or self._is_settled(name, number):
+            if left_s <= 0 or done():
                 return self.described(self.udfs.get(name))
             try:
                 await asyncio.wait_for(self._changed.wait(), min(left_s, _POLL_S))

@@ -16,6 +16,7 @@ from streams.wasm.avro_program import avro_program
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT
 from streams.wasm.decoder import DecoderConfig, SchemaProgram
 from streams.wasm.engine import Limits
+from streams.wasm.quarantine import TrapPolicy
 
 _UDF_INPUT = {
     MergeType.COUNTER: "streams.CounterAdd",
@@ -26,14 +27,16 @@ _UDF_INPUT = {
 
 @dataclass(frozen=True, slots=True)
 class DeployedModule:
-    """A deployed UDF's module, the version that it is of, and what it may use. `from_ms`: from when on it folds the
-    log; 0: all of it."""
+    """A deployed UDF's module, the version that it is of, what it may use, and what happens when it traps. `from_ms`:
+    from when on it folds the log; 0: all of it."""
 
     version: str
     sha256: str
     wasm: bytes = field(repr=False)
     limits: Limits = field(default_factory=Limits)
     from_ms: int = 0
+    name: str = ""
+    policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
 
 
 class Catalog(Protocol):

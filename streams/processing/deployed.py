@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from streams.definitions.deployment import Deployment, check_inputs, deployed_tables, parse_label
 from streams.definitions.registry import Definitions
-from streams.definitions.udf_states import StateWriter, UdfState
+from streams.definitions.udf_states import StateWriter, UdfState, last_state
 from streams.definitions.udfs import Udfs
 from streams.model.clock import wall_ms
 from streams.model.errors import NotFound, StreamsError
@@ -25,10 +25,12 @@ from streams.model.topology import Topology
 from streams.processing.catalog import DefinitionsCatalog, DeployedModule
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
+from streams.processing.udf_runs import Inherited
 from streams.processing.worker import Worker
 from streams.serde import AvroSchema
 from streams.wasm.abi import validate_module
-from streams.wasm.engine import ModuleCache
+from streams.wasm.caps import DEFAULT_CAPS, capped
+from streams.wasm.engine import Limits, ModuleCache
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ class DeployedCatalog:
     `refusal`. `wanted` is what is deployed, None once it is removed.
     """
 
-    def __init__(self, definitions: Definitions, udfs: Udfs, name: str, modules: ModuleCache) -> None:
-        self._inner = DefinitionsCatalog(definitions)
+    def __init__(
+        self, definitions: Definitions, udfs: Udfs, name: str, modules: ModuleCache, caps: Limits = DEFAULT_CAPS
+    ) -> None:
+        """`caps`: what this region's operator lets a UDF use at most."""
+        self._inner, self._caps = DefinitionsCatalog(definitions), caps
         self._definitions, self._udfs, self._name, self._modules = definitions, udfs, name, modules
         self._changed = asyncio.Event()
         self._running: Deployment | None = None
@@ -76,13 +81,21 @@ class DeployedCatalog:
         manifest = wanted.manifest
         try:
             check_inputs(manifest, self._definitions.keyspaces)
-            validate_module(wanted.module, self._modules, manifest.limits)
+            limits = capped(manifest, self._caps)
+            validate_module(wanted.module, self._modules, limits)
         except StreamsError as error:
             self.refusal = str(error)
             return
         self.refusal = ""
         self._running = wanted
-        self._module = DeployedModule(manifest.version, wanted.sha256, wanted.module, manifest.limits, wanted.from_ms)
+        self._module = DeployedModule(
+            manifest.version, wanted.sha256, wanted.module, limits, wanted.from_ms, manifest.name, manifest.policy
+        )
+
+    @property
+    def resumes(self) -> int:
+        """How often the UDF was resumed, as far as is known here."""
+        return self._udfs.resumes.get(parse_label(self._name)[0], 0)
 
     @property
     def deployed(self) -> DeployedModule | None:
@@ -113,15 +126,15 @@ class Reporter:
 
     def __init__(self, writer: StateWriter, region: str) -> None:
         self._writer, self._region = writer, region
-        self._last: tuple[str, str, str] | None = None
+        self._last: tuple[str, str, str, int] | None = None
 
-    async def tell(self, of: Deployment, state: str, reason: str = "") -> None:
+    async def tell(self, of: Deployment, state: str, reason: str = "", resumes: int = 0) -> None:
         """Report, unless it is what was reported last."""
-        said = (of.sha256 + of.manifest.version, state, reason)
+        said = (of.sha256 + of.manifest.version, state, reason, resumes)
         if said != self._last:
             self._last = said
             name, version = of.name, of.manifest.version
-            at = (wall_ms(), of.generation)
+            at = (wall_ms(), of.generation, resumes)
             await self._writer.report(UdfState(name, self._region, version, of.sha256, state, reason, *at))
 
 
@@ -130,7 +143,7 @@ def folding(runners: Sequence[PartitionRunner], sha256: str) -> str | None:
     if any(runner.error for runner in runners):
         return "failing"
     there = [
-        runner.state == "running" and runner.task is not None and runner.task.identity.udf_hash == sha256
+        runner.state in ("running", "paused") and runner.task is not None and runner.task.identity.udf_hash == sha256
         for runner in runners
     ]
     return "active" if there and all(there) else None
@@ -152,11 +165,15 @@ async def serve_udf(options: WorkerOptions, topology: Topology) -> int:
         found = udfs.running(options.udf)
         if found is not None:  # NAME alone is of one generation, while this process lives
             options = replace(options, udf=found.label)
-        catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache())
+        catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache(), options.caps)
         reporter = Reporter(states, options.region)
         if not await _admitted(catalog, reporter, stop):
             return 0
-        status = await _work(Worker(options, catalog), catalog, reporter)
+        worker = Worker(options, catalog, states)
+        quarantine = Quarantine(worker, catalog)
+        if (running := catalog.running) is not None:
+            quarantine.begin(await last_state(options.bootstrap_servers, running.name, running.generation))
+        status = await _work(worker, catalog, reporter, quarantine)
         if catalog.wanted is None:
             await asyncio.to_thread(shutil.rmtree, options.directory, ignore_errors=True)
         return status
@@ -180,7 +197,33 @@ async def _admitted(catalog: DeployedCatalog, reporter: Reporter, stop: asyncio.
     return not stop.is_set()
 
 
-async def _work(worker: Worker, catalog: DeployedCatalog, reporter: Reporter) -> int:
+class Quarantine:
+    """A UDF that is paused stays so until it is resumed or replaced, also in the process that follows this one.
+
+    What this region reported last says that it is paused, and how often it had been resumed by then; the `udfs` topic
+    says how often it has been resumed now.
+    """
+
+    def __init__(self, worker: Worker, catalog: DeployedCatalog) -> None:
+        self._udfs, self._catalog = worker.udfs, catalog
+        self._seen = catalog.resumes
+
+    def begin(self, last: UdfState | None) -> None:
+        """Pause from the start where the process before was paused; if resumed since, try again what it stopped at."""
+        running, module = self._catalog.running, self._catalog.deployed
+        if last is None or running is None or module is None or last.state != "paused":
+            return
+        if (last.sha256, last.version) == (running.sha256, running.manifest.version):
+            self._udfs.inherited = Inherited(module, last.reason, resumed=self._catalog.resumes > last.resumes)
+
+    def follow(self) -> None:
+        """Resume when somebody has asked for it."""
+        if self._catalog.resumes > self._seen:
+            self._seen = self._catalog.resumes
+            self._udfs.resume()
+
+
+async def _work(worker: Worker, catalog: DeployedCatalog, reporter: Reporter, quarantine: Quarantine) -> int:
     serving = asyncio.create_task(worker.run())
     try:
         while not serving.done():
@@ -189,6 +232,7 @@ async def _work(worker: Worker, catalog: DeployedCatalog, reporter: Reporter) ->
                 log.info("the UDF was removed: ending")
                 worker.stop()
                 break
+            quarantine.follow()
             state = folding(worker.runners, wanted.sha256)
             await _tell(wanted, state, worker, catalog, reporter)
             await asyncio.wait({serving}, timeout=_STEADY_S if state == "active" else _POLL_S)
@@ -200,6 +244,11 @@ async def _work(worker: Worker, catalog: DeployedCatalog, reporter: Reporter) ->
         serving.cancel()
 
 
+def _waiting(worker: Worker) -> bool:
+    """Whether there is something to fold."""
+    return any(runner.task is not None and runner.task.lag for runner in worker.runners)
+
+
 async def _tell(
     wanted: Deployment, state: str | None, worker: Worker, catalog: DeployedCatalog, reporter: Reporter
 ) -> None:
@@ -209,6 +258,10 @@ async def _tell(
         errors = [f"{runner.name}: {runner.error}" for runner in worker.runners if runner.error]
         await reporter.tell(wanted, "failing", errors[0][:500])
     elif state == "active":
-        await reporter.tell(wanted, "active")
+        run = worker.udfs.find(wanted.manifest.version, wanted.sha256)
+        if run is not None and run.containment.paused:
+            await reporter.tell(wanted, "paused", run.containment.paused[:500], catalog.resumes)
+        elif run is not None and not (run.containment.untried and _waiting(worker)):
+            await reporter.tell(wanted, "active", run.containment.throttled)
     elif worker.runners:
         await reporter.tell(wanted, "starting")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import uvloop
 
 from streams.definitions.registry import Definitions
+from streams.definitions.udf_states import StateWriter
 from streams.kafka.admin import wait_for_broker
 from streams.model.errors import NotFound, StreamsError
 from streams.model.memory import bound_malloc, calm_collector
@@ -47,7 +48,12 @@ async def _serve(options: WorkerOptions) -> int:
 
         return await serve_udf(options, topology_of(options))
     async with Definitions(topology_of(options), options.region) as definitions:
-        return await Worker(options, DefinitionsCatalog(definitions)).run()
+        states = StateWriter(options.bootstrap_servers)
+        try:
+            await states.start()
+            return await Worker(options, DefinitionsCatalog(definitions), states).run()
+        finally:
+            await states.stop()
 
 
 def topology_of(options: WorkerOptions) -> Topology:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from streams.processing.partition_runner import PartitionRunner
-from streams.processing.partition_task import TaskStats
+from streams.processing.task_stats import TaskStats
+from streams.processing.udf_runs import UdfUse
 
 _COUNTERS = {
     "events": "Events folded",
@@ -34,8 +35,13 @@ _COUNTERS = {
 class WorkerCollector:
     """Reads the runners when scraped."""
 
-    def __init__(self, runners: Callable[[], Mapping[str, PartitionRunner]], restarts: Callable[[], int]) -> None:
-        self._runners, self._restarts = runners, restarts
+    def __init__(
+        self,
+        runners: Callable[[], Mapping[str, PartitionRunner]],
+        restarts: Callable[[], int],
+        uses: Callable[[], Sequence[UdfUse]] = tuple,
+    ) -> None:
+        self._runners, self._restarts, self._uses = runners, restarts, uses
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, labelled by table and partition."""
@@ -64,6 +70,36 @@ class WorkerCollector:
         restarts = CounterMetricFamily("streams_worker_watchdog_restarts", "Restarts by the lag watchdog")
         restarts.add_metric([], self._restarts())
         yield restarts
+        yield from udf_metrics(self._uses())
+
+
+def udf_metrics(uses: Sequence[UdfUse]) -> Iterable[Metric]:
+    """What each UDF has used in this process, labelled by UDF, table and version."""
+    labels = ["udf", "table", "version"]
+    counters: dict[str, tuple[str, Callable[[UdfUse], float]]] = {
+        "calls": ("Calls into the module", lambda use: use.reading.calls),
+        "events": ("Events folded", lambda use: use.events),
+        "cpu_seconds": ("Processor time inside the module", lambda use: use.reading.cpu_s),
+        "fuel": ("Instructions of the calls that count them", lambda use: use.reading.fuel),
+        "instances": ("Instances made", lambda use: use.reading.instances),
+        "dead_letters": ("Events refused or put aside", lambda use: use.dead_letters),
+    }
+    gauges: dict[str, tuple[str, Callable[[UdfUse], float]]] = {
+        "memory_high_bytes": ("Most linear memory of one instance", lambda use: use.reading.memory_high_bytes),
+        "lag_events": ("Offsets between committed and the inputs' ends", lambda use: use.lag_events),
+        "paused": ("1 while it folds nothing until it is resumed", lambda use: bool(use.paused)),
+    }
+    for kind, families in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
+        for name, (text, value) in families.items():
+            family = kind(f"streams_udf_{name}", text, labels=labels)
+            for use in uses:
+                family.add_metric([use.info.udf, use.info.table, use.info.version], float(value(use)))
+            yield family
+    traps = CounterMetricFamily("streams_udf_traps", "Events that stopped the module", labels=[*labels, "kind"])
+    for use in uses:
+        for trap, count in use.reading.traps.items():
+            traps.add_metric([use.info.udf, use.info.table, use.info.version, trap], count)
+    yield traps
 
 
 class MetricsServer:

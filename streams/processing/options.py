@@ -10,6 +10,8 @@ from streams.processing.partition_task import TaskOptions
 from streams.processing.topics import LogOptions
 from streams.processing.watchdog import WatchdogOptions
 from streams.state.options import StoreOptions
+from streams.wasm.caps import DEFAULT_CAPS
+from streams.wasm.engine import Limits
 
 BUILTIN_GROUP = "builtin"
 STORE = StoreOptions(block_cache_bytes=48 << 20, write_buffers_bytes=64 << 20, write_buffer_bytes=16 << 20)
@@ -24,7 +26,8 @@ class WorkerOptions:
     `session_s`: after how long without a heartbeat the group gives this worker's partitions to others.
     `close_s`: how long a revocation or the end may take to commit what is folded. `probe_s`: how often the inputs'
     ends are asked for. `logs`: how long topics that it creates keep what. `store`: limits of its partitions on disk.
-    `metrics_port`: Prometheus on 127.0.0.1, 0 for none. `threads`: for folds and stores.
+    `metrics_port`: Prometheus on 127.0.0.1, 0 for none. `threads`: for folds and stores. `caps`: what a deployed UDF
+    may use here at most.
     """
 
     region: str
@@ -42,6 +45,7 @@ class WorkerOptions:
     task: TaskOptions = field(default_factory=TaskOptions)
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)
+    caps: Limits = DEFAULT_CAPS
 
     @property
     def group(self) -> str:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from streams.kafka.errors import Fenced
 from streams.model.errors import StreamsError
-from streams.processing.partition_task import PartitionTask, TaskStats
+from streams.processing.partition_task import PartitionTask, TaskState
 from streams.processing.ports import RunPort
 from streams.processing.position import PositionError
+from streams.processing.task_stats import TaskStats
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,11 @@ class PartitionRunner:
 
     @property
     def state(self) -> str:
-        """`running`, `restoring`, `error`, …: for metrics and the watchdog."""
+        """`running`, `restoring`, `paused`, `error`, …: for metrics and the watchdog."""
         if self.error:
             return "error"
+        if self.task is not None and self.task.paused and self.task.state is TaskState.RUNNING:
+            return "paused"
         return self.task.state.value if self.task is not None else "new"
 
     @property

@@ -7,8 +7,8 @@ is dropped as a whole and a new task takes over from the changelog.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,10 @@ from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
 from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
-from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StorePort, TaskPorts
+from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
 from streams.processing.position import after, start_of
+from streams.processing.run_part import part_of
+from streams.processing.task_stats import TaskStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,37 +83,6 @@ class TaskState(Enum):
 
 
 @dataclass(slots=True)
-class TaskStats:
-    """Counters since the task began. Durations are sums in seconds."""
-
-    events: int = 0
-    runs: int = 0
-    commits: int = 0
-    heartbeats: int = 0
-    rows: int = 0
-    dead_letters: int = 0
-    outputs: int = 0
-    seeks_back: int = 0
-    skipped: int = 0
-    decode_s: float = 0.0
-    fold_s: float = 0.0
-    take_s: float = 0.0
-    commit_s: float = 0.0
-    apply_s: float = 0.0
-    restore_s: float = 0.0
-
-    def __add__(self, other: TaskStats) -> TaskStats:
-        """Field by field."""
-        names = (each.name for each in dataclasses.fields(self))
-        return TaskStats(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-    def __sub__(self, other: TaskStats) -> TaskStats:
-        """What was counted since `other`."""
-        names = (each.name for each in dataclasses.fields(self))
-        return TaskStats(**{name: getattr(self, name) - getattr(other, name) for name in names})
-
-
-@dataclass(slots=True)
 class _Unit:
     """What one commit carries."""
 
@@ -153,6 +124,8 @@ class PartitionTask:
         self._refetch = False
         self._jobs: set[asyncio.Future[Any]] = set()
         self._unknown_until_s: dict[int, float] = {}
+        contained = ports.containment
+        self._unsubscribe = contained.on_resume(self._wake.set) if contained is not None else lambda: None
         self._folding_s: float | None = None
         self._committing_s: float | None = None
 
@@ -173,6 +146,18 @@ class PartitionTask:
         if self.state is not TaskState.RUNNING or self._closing:
             return None
         return max(self.position, self._inbox[-1][0].next) if self._inbox else self.position
+
+    @property
+    def paused(self) -> str:
+        """Why its UDF folds nothing until somebody resumes it; empty: it is not paused."""
+        return self._ports.containment.paused if self._ports.containment is not None else ""
+
+    @property
+    def resting(self) -> str:
+        """Why it makes no progress though nothing is wrong with the task; empty: it should."""
+        if self._ports.fold.searching:
+            return "looking for what stops the UDF"
+        return self._ports.containment.resting if self._ports.containment is not None else ""
 
     @property
     def policy(self) -> CommitPolicy:
@@ -259,18 +244,25 @@ class PartitionTask:
             if self._refetch:
                 self._refetch = False
                 await self._seek_back("nothing was fetched")
-            if self._inbox and self._policy.may_fold:
+            if self._wait_s() <= 0:
                 await self._fold_next()
             self._check_commit()  # nothing awaits from here to the take: what the policy knows, the fold must know
             decision = self._policy.decide(self._ports.now_s())
             if decision.action is not Action.WAIT:
                 await self._begin_commit(decision.action)
-            elif not (self._inbox and self._policy.may_fold):
-                await self._sleep_until(decision.at_s)
+            elif (wait_s := self._wait_s()) > 0:
+                at_s = self._ports.now_s() + wait_s
+                await self._sleep_until(at_s if decision.at_s is None else min(at_s, decision.at_s))
         await self._finish()
 
-    async def _sleep_until(self, at_s: float | None) -> None:
-        timeout = None if at_s is None else max(0.0, at_s - self._ports.now_s())
+    def _wait_s(self) -> float:
+        """How long until the next run may be folded; infinity: until something happens."""
+        if not self._inbox or not self._policy.may_fold:
+            return math.inf
+        return 0.0 if self._ports.containment is None else self._ports.containment.wait_s()
+
+    async def _sleep_until(self, at_s: float) -> None:
+        timeout = None if at_s == math.inf else max(0.0, at_s - self._ports.now_s())
         try:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
@@ -279,13 +271,20 @@ class PartitionTask:
 
     async def _fold_next(self) -> None:
         run, done = self._inbox.popleft()
+        more = False
         try:
             if run.base > self.position:
                 await self._seek_back(f"got {run.base}..{run.next}")
             elif run.next > self.position:
-                await self._fold(run)
+                contained = self._ports.containment
+                most = None if contained is None else contained.slice_events
+                await self._fold(run if most is None else part_of(run, self.position, most))
+                more = run.next > self.position and not self._closing
         finally:
-            done()
+            if more:
+                self._inbox.appendleft((run, done))
+            else:
+                done()
 
     async def _fold(self, run: RunPort) -> None:
         self._folding_s = self._ports.now_s()
@@ -295,16 +294,26 @@ class PartitionTask:
             self._folding_s = None
 
     async def _fold_run(self, run: RunPort) -> None:
+        """Fold a run, or as much of it as its UDF's traps allow."""
         decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=True))
         if rejected is None:
             await self._wait_for_schemas(decoded.unknown_schemas)
             decoded, rejected = await self._blocking(lambda: self._decode_and_fold(run, wait_for_schemas=False))
-        self._reject([*decoded.rejected, *(rejected or ())])
-        self.stats.events += decoded.events
-        self.stats.runs += 1
-        self.position = run.next
-        self._time_ms = max(self._time_ms, decoded.last_append_ms)
-        self._policy.folded(self._ports.now_s(), run.size_bytes, caught_up=run.next >= self.input_end)
+        stopped = self._ports.fold.stopped if decoded.events else None
+        done = stopped or StoppedAt(run.next, decoded.events, decoded.last_append_ms)
+        self._reject([*(each for each in decoded.rejected if each.offset < done.next), *(rejected or ())])
+        if done.held is not None:
+            self._reject([done.held])
+        if self._ports.containment is not None:
+            self._ports.containment.folded(done.events)
+        if done.next <= self.position:
+            return
+        self.stats.events += done.events
+        self.stats.runs += stopped is None
+        self.position = done.next
+        self._time_ms = max(self._time_ms, done.append_ms)
+        size_bytes = 0 if stopped else run.size_bytes
+        self._policy.folded(self._ports.now_s(), size_bytes, caught_up=done.next >= self.input_end)
 
     def _decode_and_fold(self, run: RunPort, *, wait_for_schemas: bool) -> tuple[Decoded, Sequence[Rejected] | None]:
         """The run's events and what the UDF refused; None: not folded, there are schema ids worth waiting for."""
@@ -352,16 +361,10 @@ class PartitionTask:
         source = (identity.input_topic, identity.partition)
         for event in rejected:
             self._outputs.append(dead_letter(identity.dead_letter_topic, source, event, identity.udf_hash, now_ms))
-        self.stats.dead_letters += len(rejected)
-        first = rejected[0]
-        log.warning(
-            "%s: %d dead letters, first: %s at %s offset %d",
-            identity,
-            len(rejected),
-            first.reason,
-            identity.input_key,
-            first.offset,
-        )
+        self.stats.dead_letters += sum(not each.held for each in rejected)
+        first, what = rejected[0], "held at" if rejected[0].held else "dead letters, first:"
+        at = f"{first.reason} at {identity.input_key} offset {first.offset}"
+        log.warning("%s: %d %s %s", identity, len(rejected), what, at)
 
     async def _seek_back(self, why: str) -> None:
         """What comes at the position was not fetched, or was lost on the way: fetch it again, unless it is gone."""
@@ -462,6 +465,8 @@ class PartitionTask:
         """Give up everything that is held, whatever state the task is in. Uncommitted folds are dropped."""
         self.state = TaskState.CLOSED
         self._closing = True
+        self._unsubscribe()
+        self._ports.fold.cancel()
         self._empty_inbox()
         if self._commit is not None:
             self._commit.cancel()

@@ -21,7 +21,8 @@ LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """An event that no table takes: where it stands in the log, why, and its bytes as they came. `part`: the put's
-    position in its frame, -1 for a record of its own (or a frame as a whole).
+    position in its frame, -1 for a record of its own (or a frame as a whole). `box`: how it stopped the UDF, if it did
+    (black_box.py); `held`: the UDF pauses before it, so it is reported, not passed over.
     """
 
     offset: int
@@ -30,6 +31,19 @@ class Rejected:
     value: bytes | None
     headers: Headers
     part: int = -1
+    box: bytes = b""
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedAt:
+    """Where a fold did not go on: the offset to offer again from, how many events were folded before it (refused ones
+    included), the append time of the last of them, and the event that it is held for."""
+
+    next: int
+    events: int
+    append_ms: int
+    held: Rejected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,20 @@ class FoldPort(Protocol):
         """Fold a batch; returns the events that the UDF refused or that stopped it."""
         ...
 
+    @property
+    def stopped(self) -> StoppedAt | None:
+        """Where the last fold did not go on; None: all of it was folded."""
+        ...
+
+    @property
+    def searching(self) -> bool:
+        """Whether a fold is looking for what stops the module, which may take long."""
+        ...
+
+    def cancel(self) -> None:
+        """Make such a search end soon, with an error. From any thread."""
+        ...
+
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The rows changed since the last take, and events of earlier folds that only now turned out bad."""
         ...
@@ -203,6 +231,37 @@ class SchemasPort(Protocol):
         ...
 
 
+class ContainmentPort(Protocol):
+    """When a UDF may fold, and how much at once (containment.py)."""
+
+    @property
+    def paused(self) -> str:
+        """Why nothing is folded until somebody resumes it."""
+        ...
+
+    @property
+    def resting(self) -> str:
+        """Why nothing is folded just now."""
+        ...
+
+    @property
+    def slice_events(self) -> int | None:
+        """How many offsets to fold at once; None: as they come."""
+        ...
+
+    def wait_s(self) -> float:
+        """How long until the next fold may begin: at most 0 for now, infinity while it is paused."""
+        ...
+
+    def folded(self, events: int) -> None:
+        """So many events were folded."""
+        ...
+
+    def on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when it is resumed; returns what unsubscribes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPorts:
     """Everything a partition's task works with. `blocking` runs folds and store writes off the event loop."""
@@ -214,5 +273,6 @@ class TaskPorts:
     fold: FoldPort
     schemas: SchemasPort
     blocking: Executor | None = None
+    containment: ContainmentPort | None = None
     now_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = wall_ms

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from streams.processing.main import run_worker
 from streams.processing.options import WorkerOptions
+from streams.wasm.caps import caps_from_env
 
 
 def main() -> int:
@@ -26,7 +27,8 @@ def main() -> int:
         os.dup2(log.fileno(), 2)
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
-    return run_worker(WorkerOptions(asked["region"], asked["bootstrap_servers"], Path(asked["data"]), asked["udf"]))
+    place, caps = Path(asked["data"]), caps_from_env(os.environ)
+    return run_worker(WorkerOptions(asked["region"], asked["bootstrap_servers"], place, asked["udf"], caps=caps))
 
 
 if __name__ == "__main__":

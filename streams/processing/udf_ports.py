@@ -10,8 +10,10 @@ import numpy as np
 
 from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
+from streams.processing.black_box import UdfInfo, encode_box
 from streams.processing.catalog import DeployedModule, KeyspaceRules, RulesCache
-from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort
+from streams.processing.containment import Containment
+from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort, StoppedAt
 from streams.processing.shared_input import SharedRun
 from streams.serde import TABLE_PURGE, AvroSchema, load_builtin, project, wire_schema_id
 from streams.wasm.batch import OP_PURGE, OP_PUT, Array, Batch, Event, build, starts_of
@@ -20,8 +22,9 @@ from streams.wasm.builtin import builtin_for_merge, builtin_manifest, builtin_mo
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
-from streams.wasm.fold_host import FoldHost, FoldOptions, Reject
+from streams.wasm.fold_host import FoldHost, FoldOptions, Reject, RejectKind, Stopped
 from streams.wasm.manifest import Manifest
+from streams.wasm.meter import UdfMeter
 
 VALUE_BYTES_MAX = 17 << 20
 """Larger values are refused: their row, or their dead letter, would not fit a record."""
@@ -187,15 +190,26 @@ def _fitted(event: Event, reader: AvroSchema | None, rules: KeyspaceRules) -> Ev
     return replace(event, value=value)
 
 
-def builtin_fold(table: FoldTable, modules: ModuleCache) -> FoldHost:
+def builtin_fold(table: FoldTable, modules: ModuleCache, meter: UdfMeter | None = None) -> FoldHost:
     """The fold of one partition of a table, under its manifest's limits. Conflict when the manifest and the table do
     not agree: rows would merge wrongly, or records go to the wrong topic.
     """
-    name = table.udf or builtin_for_merge(table.merge.label)
-    manifest = builtin_manifest(name)
+    name, manifest = builtin_of(table)
     check_manifest(table, manifest)
-    options = FoldOptions(manifest.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(manifest.outputs))
+    options = FoldOptions(
+        manifest.limits,
+        FOLD_CACHE_BYTES,
+        merge=int(table.merge),
+        outputs=len(manifest.outputs),
+        meter=meter or UdfMeter(),
+    )
     return FoldHost(builtin_module(name), modules, options)
+
+
+def builtin_of(table: FoldTable) -> tuple[str, Manifest]:
+    """The built-in module of a table, by name, and its manifest."""
+    name = table.udf or builtin_for_merge(table.merge.label)
+    return name, builtin_manifest(name)
 
 
 def check_tables(tables: Iterable[FoldTable]) -> None:
@@ -205,9 +219,13 @@ def check_tables(tables: Iterable[FoldTable]) -> None:
             check_manifest(table, builtin_manifest(table.udf))
 
 
-def deployed_fold(table: FoldTable, module: DeployedModule, modules: ModuleCache) -> FoldHost:
+def deployed_fold(
+    table: FoldTable, module: DeployedModule, modules: ModuleCache, meter: UdfMeter | None = None
+) -> FoldHost:
     """The fold of one partition of a deployed UDF's table. BadInput when the module is none of the ABI."""
-    options = FoldOptions(module.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(table.outputs))
+    options = FoldOptions(
+        module.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(table.outputs), meter=meter or UdfMeter()
+    )
     return FoldHost(module.wasm, modules, options)
 
 
@@ -229,24 +247,69 @@ def check_manifest(table: FoldTable, manifest: Manifest) -> None:
 
 
 class UdfFold:
-    """A FoldHost as the task's FoldPort."""
+    """A FoldHost as the task's FoldPort. `containment` says how many culprits may be put aside, and is told of them;
+    `info` goes into their black boxes."""
 
-    def __init__(self, host: FoldHost) -> None:
+    def __init__(self, host: FoldHost, containment: Containment | None = None, info: UdfInfo | None = None) -> None:
         self._host = host
+        self._containment, self._info = containment, info
+        self._resumes = containment.resumes - containment.untried if containment else 0
+        self._free = -1
+        self._stopped: StoppedAt | None = None
+
+    @property
+    def stopped(self) -> StoppedAt | None:
+        """Where the last fold did not go on; None: all of it was folded."""
+        return self._stopped
+
+    @property
+    def searching(self) -> bool:
+        """Whether it is looking for what stops the module."""
+        return self._host.isolating
+
+    def cancel(self) -> None:
+        """Make such a search end soon."""
+        self._host.cancel()
 
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         """Fold a batch; the events that the UDF refused or that stopped it."""
         batch = decoded.batch
         assert isinstance(batch, Batch)
-        rejects = self._host.fold(batch, load_rows)
-        if not rejects:
+        self._stopped = None
+        contained = self._containment
+        if contained is not None and contained.resumes != self._resumes:
+            self._resumes = contained.resumes
+            self._free = int(batch.column("offset")[0])  # where it had stopped: does not count
+        allowance = None if contained is None else contained.allowance(self._free)
+        rejects = self._host.fold(batch, load_rows, allowance)
+        stopped = self._host.stopped
+        if not rejects and stopped is None:
             return ()
-        return [_refused(batch.event(reject.index), reject) for reject in rejects]
+        if stopped is not None:
+            self._stopped = self._stopped_at(batch, stopped)
+        if contained is not None:
+            contained.trapped(sum(r.kind is RejectKind.TRAP and r.offset != self._free for r in rejects))
+        return [self._refused(batch.event(reject.index), reject) for reject in rejects]
+
+    def _stopped_at(self, batch: Batch, stopped: Stopped) -> StoppedAt:
+        offset = int(batch.column("offset")[stopped.index])
+        append_ms = int(batch.column("append_ms")[stopped.index - 1]) if stopped.index else 0
+        if stopped.held is None:
+            return StoppedAt(offset, stopped.index, append_ms)
+        event, reject = stopped.held.event, stopped.held.reject
+        if self._containment is not None:
+            policy = self._containment.policy
+            self._containment.pause(f"{reject.reason} at offset {event.offset}, key {_shown(event.key)} ({policy})")
+        return StoppedAt(offset, stopped.index, append_ms, self._refused(event, reject, held=True))
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The changed rows, and events of earlier batches that only now turned out to stop the module."""
-        rows = self._host.take()
-        return rows, [_refused(late.event, late.reject) for late in self._host.late_rejects]
+        rows, late = self._host.take(), self._host.late_rejects
+        counted = sum(each.event.offset != self._free for each in late)
+        if counted and self._containment is not None:
+            self._containment.trapped(counted)
+            self._containment.judge_late()
+        return rows, [self._refused(each.event, each.reject) for each in late]
 
     def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
         """What the UDF puts out with the rows of the last take."""
@@ -260,6 +323,12 @@ class UdfFold:
         """Forget everything and free the instance."""
         self._host.close()
 
+    def _refused(self, event: Event, reject: Reject, *, held: bool = False) -> Rejected:
+        box = b""
+        if reject.report is not None and self._info is not None:
+            box = encode_box(self._info, event, reject.report, held=held)
+        return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part, box, held)
 
-def _refused(event: Event, reject: Reject) -> Rejected:
-    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)
+
+def _shown(key: bytes) -> str:
+    return key.decode("utf-8", "replace")[:80]

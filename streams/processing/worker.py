@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from streams.definitions.udf_states import StateWriter
 from streams.kafka.admin import Admin, wait_for_broker
 from streams.kafka.changelog_writer import TransactionalWriter, WriterOptions
 from streams.kafka.link import Link
@@ -25,6 +26,7 @@ from streams.model.fold_table import FoldTable
 from streams.processing.catalog import Catalog, RulesCache
 from streams.processing.faust_app import FaustGroup, GroupOptions, Handlers
 from streams.processing.kafka_ports import ChangelogWriter, InputPartition
+from streams.processing.meter_reports import MeterReporter
 from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollector
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
@@ -34,8 +36,10 @@ from streams.processing.ports import TaskPorts
 from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
+from streams.processing.table_use import CountedChangelog
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
 from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables, deployed_fold
+from streams.processing.udf_runs import UdfRuns, UdfUse
 from streams.processing.watchdog import LagWatchdog, Verdict
 from streams.wasm.engine import ModuleCache
 
@@ -72,6 +76,7 @@ class PartitionFactory:
         self.modules = ModuleCache()
         self.decoders = DecoderPool(self.modules)
         self.rules = RulesCache(catalog)
+        self.udfs = UdfRuns()
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{int(time.time())}"
 
     def tables_of(self, topic: str) -> list[FoldTable]:
@@ -83,7 +88,11 @@ class PartitionFactory:
         options, keyspace = self.options, table.keyspace
         changelog = TP(table.topic, table.first + tp.partition)
         deployed = self.catalog.deployed
-        fold = deployed_fold(table, deployed, self.modules) if deployed else builtin_fold(table, self.modules)
+        udf = self.udfs.of(table, deployed)
+        if deployed:
+            fold = deployed_fold(table, deployed, self.modules, udf.meter)
+        else:
+            fold = builtin_fold(table, self.modules, udf.meter)
         identity = TaskIdentity(
             table.name,
             tp.partition,
@@ -103,14 +112,16 @@ class PartitionFactory:
 
         restoring = RestoreOptions(store=options.store)
         restorer = ChangelogRestorer(options.bootstrap_servers, self.admin, changelog, path, restoring, self.threads)
+        counted = CountedChangelog(restorer, udf.use, str(changelog.partition), udf.too_large)
         ports = TaskPorts(
             ChangelogWriter(writer, changelog),
-            restorer,
+            counted if udf.use.limited else restorer,
             InputPartition(self.admin, seek, tp, deployed.from_ms if deployed else 0),
             RunDecoder(self.decoders, self.rules, table),
-            UdfFold(fold),
+            UdfFold(fold, udf.containment, udf.info),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
+            udf.containment,
         )
         return PartitionTask(identity, ports, options.task)
 
@@ -123,8 +134,9 @@ class PartitionFactory:
 class Worker:
     """One worker process' services. `run` returns the exit status: 0 when it was asked to stop."""
 
-    def __init__(self, options: WorkerOptions, catalog: Catalog) -> None:
-        self.options, self._catalog = options, catalog
+    def __init__(self, options: WorkerOptions, catalog: Catalog, states: StateWriter | None = None) -> None:
+        """`states`: where what the UDFs use is reported."""
+        self.options, self._catalog, self._states = options, catalog, states
         self._admin = Admin(options.bootstrap_servers)
         self._link = Link(options.bootstrap_servers, f"worker-{options.region}")
         self._factory = PartitionFactory(options, self._admin, self._link, catalog)
@@ -144,6 +156,15 @@ class Worker:
     def stop(self) -> None:
         """Make `run` end."""
         self._stop.set()
+
+    @property
+    def udfs(self) -> UdfRuns:
+        """The UDFs that run here."""
+        return self._factory.udfs
+
+    def uses(self) -> list[UdfUse]:
+        """What they have used. From any thread."""
+        return self._factory.udfs.uses(self.runners)
 
     @property
     def runners(self) -> list[PartitionRunner]:
@@ -205,13 +226,14 @@ class Worker:
         await self._admin.start()
         metrics: MetricsServer | None = None
         if self.options.metrics_port:
-            collector = WorkerCollector(self._by_name, lambda: self._watchdog.restarts)
+            collector = WorkerCollector(self._by_name, lambda: self._watchdog.restarts, self.uses)
             metrics = MetricsServer(collector, self.options.metrics_port)
         helpers: list[asyncio.Task[None]] = []
         try:
             await self._follow_keyspaces()
             await self._group.start()
-            helpers = [asyncio.create_task(each()) for each in (self._watch, self._follow, self._lines)]
+            meters = [] if self._states is None else [MeterReporter(self._states, self.uses).run]
+            helpers = [asyncio.create_task(each()) for each in (self._watch, self._follow, self._lines, *meters)]
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait({*helpers, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -297,7 +319,7 @@ class Worker:
         committed = task.committed_position if task is not None else -1
         if task is not None:
             task.observe_end(asked_at_ms, end)
-        excused = runner.state != "running" or rewound or (task is not None and task.working)
+        excused = runner.state != "running" or rewound or (task is not None and bool(task.working or task.resting))
         verdict = self._watchdog.judge(runner.name, committed, end, time.monotonic(), excused=excused)
         if verdict is Verdict.RESTART:
             log.error("watchdog: %s stands at %d of %d, restarting it", runner.name, committed, end)

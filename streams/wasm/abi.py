@@ -61,10 +61,11 @@ def validate_module(wasm: bytes, cache: ModuleCache, limits: Limits | None = Non
     """
     if len(wasm) > MODULE_BYTES_MAX:
         raise BadInput(f"the module has {len(wasm)} bytes, over {MODULE_BYTES_MAX}", field="module")
-    compiled = cache.load(wasm)
+    limits = limits or Limits()
+    compiled = cache.load(wasm, stack_bytes=limits.stack_bytes)
     check_fold_module(compiled)
     try:
-        guest = Guest(compiled, limits or Limits(), cache.host)
+        guest = Guest(compiled, limits, cache.host)
         try:
             answered = guest.call(f"streams_abi_v{ABI_VERSION}")
         finally:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from streams.model.errors import BadInput
 from streams.wasm.abi import validate_module
+from streams.wasm.caps import DEFAULT_CAPS, capped
 from streams.wasm.engine import Limits, ModuleCache
 from streams.wasm.function_host import check_function
 from streams.wasm.function_manifest import FIELDS, FunctionCaps, check_function_caps
@@ -16,6 +17,7 @@ from streams.wasm.manifest import Manifest, parse_manifest
 MANIFEST_BYTES_MAX = 64 << 10
 _FIELDS = (
     "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants",
+    "on_trap", "trap_limit", "trap_window_s",
 )  # fmt: skip
 _FUNCTION_FIELDS = ("name", "version", "abi", "kind", "limits", "constants", *FIELDS)
 _MERGES = ("lww", "counter", "max", "min")
@@ -33,12 +35,8 @@ class DeployCaps:
     module_bytes: int = 8 << 20
     udfs: int = 32
     keep_s: float = 3600.0
-    functions: FunctionCaps = field(default_factory=FunctionCaps)
-    limits: Limits = field(
-        default_factory=lambda: Limits(
-            memory_bytes=1 << 30, deadline_s=10.0, fuel=10_000_000_000, fuel_deadline_s=60.0, output_bytes=256 << 20
-        )
-    )
+    functions: FunctionCaps = FunctionCaps()  # noqa: RUF009
+    limits: Limits = DEFAULT_CAPS
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -52,7 +50,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
-    """The manifest of a fold or function that may be deployed. BadInput names the field that is wrong."""
+    """The manifest of a fold or function that may be deployed, with the limits it gets. BadInput: what is wrong."""
     if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
         raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
     manifest = parse_manifest(text)
@@ -82,15 +80,7 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
             raise BadInput(
                 f"{topic[:80]} is the platform's own", field="outputs", fix=f"name it {manifest.name}.something"
             )
-    _check_caps(manifest.limits, caps.limits)
-    return manifest
-
-
-def _check_caps(asked: Limits, allowed: Limits) -> None:
-    for name in ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes"):
-        most = getattr(allowed, name)
-        if not getattr(asked, name) <= most:
-            raise BadInput(f"{getattr(asked, name):g} is over the operator's {most:g}", field=f"limits.{name}")
+    return replace(manifest, limits=capped(manifest, caps.limits))
 
 
 def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: ModuleCache) -> str:

@@ -16,12 +16,14 @@ from streams.wasm.manifest import Manifest, read_manifest
 BUILD_TIMEOUT_S = 120.0
 _FLAGS = (
     "-target", "wasm32-freestanding", "-std=c11", "-O3", "-mcpu=generic+bulk_memory+simd128", "-nostdlib",
-    "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=131072",
+    "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wl,--no-entry", "-Wl,-z,stack-size=131072",
 )  # fmt: skip
+_STRIPPED, _NAMED = "-Wl,--strip-all", "-g0"  # half a kilobyte of functions' names, no other debug information
 
 
-def build_directory(directory: Path) -> dict[str, bytes]:
-    """The modules of a UDF directory, by file name; nothing is written there.
+def build_directory(directory: Path, *, names: bool = False) -> dict[str, bytes]:
+    """The modules of a UDF directory, by file name; nothing is written there. `names`: keep functions' names, which
+    backtraces of traps show.
 
     BadInput carries the compiler's first errors when the source does not compile.
     """
@@ -29,13 +31,14 @@ def build_directory(directory: Path) -> dict[str, bytes]:
     source = directory / f"{manifest.name}.c"
     if not source.is_file():
         raise BadInput(f"there is no {source.name}", field="directory", fix="only C sources are built")
-    return {name: compile_source(source, merge, _macros(manifest)) for name, merge in manifest.modules().items()}
+    macros = _macros(manifest)
+    return {name: compile_source(source, merge, macros, names=names) for name, merge in manifest.modules().items()}
 
 
-def write_modules(directory: Path) -> list[Path]:
+def write_modules(directory: Path, *, names: bool = True) -> list[Path]:
     """Builds a UDF directory and writes its modules into it; the files written."""
     written = []
-    for name, wasm in build_directory(directory).items():
+    for name, wasm in build_directory(directory, names=names).items():
         path = directory / name
         path.write_bytes(wasm)
         written.append(path)
@@ -47,13 +50,27 @@ def _macros(manifest: Manifest) -> dict[str, int]:
     return {**outputs, **dict(manifest.constants)}
 
 
-def compile_source(source: Path, merge: MergeType | None, macros: Mapping[str, int] | None = None) -> bytes:
+def compile_source(
+    source: Path, merge: MergeType | None, macros: Mapping[str, int] | None = None, *, names: bool = False
+) -> bytes:
     """One C file, built with the SDK; `merge` becomes STREAMS_MERGE. BadInput with the compiler's errors."""
     define = [] if merge is None else [f"-DSTREAMS_MERGE={int(merge)}"]
     define += [f"-D{name}={value}" for name, value in (macros or {}).items()]
     with as_file(files("wasm_udfs").joinpath("sdk")) as sdk, tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "module.wasm"
-        command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *define, "-I", str(sdk), "-o", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            *_FLAGS,
+            _NAMED if names else _STRIPPED,
+            *define,
+            "-I",
+            str(sdk),
+            "-o",
+            str(output),
+        ]
         try:
             done = subprocess.run(
                 [*command, source.name],

@@ -16,10 +16,10 @@ from pathlib import Path
 import wasmtime
 
 from streams.model.errors import BadInput, StreamsError
+from streams.wasm.limits import STACK_BYTES, stack_class
+from streams.wasm.limits import Limits as Limits
 
 TICK_S = 0.01
-STACK_BYTES = 512 * 1024
-"""Native stack of every module; the engine's, so it is the same for all."""
 
 
 class TrapKind(Enum):
@@ -38,34 +38,13 @@ class UdfTrap(StreamsError):
 
     title = "UDF trapped"
 
-    def __init__(self, detail: str, kind: TrapKind) -> None:
+    def __init__(self, detail: str, kind: TrapKind, frames: tuple[str, ...] = ()) -> None:
         super().__init__(detail)
         self.kind = kind
+        self.frames = frames
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one instance may use. A call that needs more is stopped with UdfTrap.
-
-    `deadline_s` counts ticks of this process, so a stopped process uses none of it. `fuel` is the instructions of one
-    call when a deadline is judged again; such a call may take `fuel_deadline_s`.
-    """
-
-    memory_bytes: int = 256 << 20
-    deadline_s: float = 2.0
-    fuel: int = 200_000_000
-    fuel_deadline_s: float = 30.0
-    output_bytes: int = 64 << 20
-
-    def __post_init__(self) -> None:
-        for name in ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes"):
-            if getattr(self, name) <= 0:
-                raise BadInput("must be positive", field=name)
-        if self.memory_bytes > 4 << 30:
-            raise BadInput("a module has at most 4 GiB", field="memory_bytes")
-
-
-def _configure(metered: bool) -> wasmtime.Config:
+def _configure(metered: bool, stack_bytes: int) -> wasmtime.Config:
     config = wasmtime.Config()
     config.epoch_interruption = True
     config.consume_fuel = metered
@@ -74,29 +53,30 @@ def _configure(metered: bool) -> wasmtime.Config:
     config.wasm_multi_memory = False
     config.wasm_relaxed_simd_deterministic = True
     config.cranelift_nan_canonicalization = True
-    config.max_wasm_stack = STACK_BYTES
+    config.max_wasm_stack = stack_bytes
     return config
 
 
 class EngineHost:
-    """Both engines of a process (timed by epochs; metered by fuel) and the thread that advances their epochs.
+    """The engines of a process (timed by epochs, or metered by fuel; one a stack size) and what advances their epochs.
 
     The thread runs only while a call runs and for a second after, and is stopped by `close`; it starts again by itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._engines: dict[bool, wasmtime.Engine] = {}
+        self._engines: dict[tuple[bool, int], wasmtime.Engine] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._calls = 0
 
-    def engine(self, metered: bool) -> wasmtime.Engine:
-        """The engine of this kind, made at first use."""
+    def engine(self, metered: bool, stack_bytes: int = STACK_BYTES) -> wasmtime.Engine:
+        """The engine of this kind, made at first use. `stack_bytes` as from `stack_class`."""
         with self._lock:
-            if metered not in self._engines:
-                self._engines[metered] = wasmtime.Engine(_configure(metered))
-            return self._engines[metered]
+            kind = (metered, stack_bytes)
+            if kind not in self._engines:
+                self._engines[kind] = wasmtime.Engine(_configure(*kind))
+            return self._engines[kind]
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
@@ -159,6 +139,7 @@ class CompiledModule:
     sha256: str
     module: wasmtime.Module
     metered: bool
+    stack_bytes: int = STACK_BYTES
 
 
 class ModuleCache:
@@ -167,7 +148,7 @@ class ModuleCache:
     def __init__(self, directory: Path | None = None, host: EngineHost = HOST) -> None:
         self._directory = directory or default_cache_dir()
         self._host = host
-        self._loaded: dict[tuple[str, bool], CompiledModule] = {}
+        self._loaded: dict[tuple[str, bool, int], CompiledModule] = {}
         self._lock = threading.Lock()
 
     @property
@@ -180,17 +161,21 @@ class ModuleCache:
         kind = "fuel" if metered else "time"
         return self._directory / f"{sha256}-{version('wasmtime')}-{platform.machine()}-{kind}1.cwasm"
 
-    def load(self, wasm: bytes, metered: bool = False) -> CompiledModule:
-        """The compiled module: from memory, from the cache directory, or compiled now. BadInput if it is no module."""
-        sha256 = module_hash(wasm)
+    def load(self, wasm: bytes, metered: bool = False, stack_bytes: int = STACK_BYTES) -> CompiledModule:
+        """The compiled module: from memory, from the cache directory, or compiled now. BadInput if it is no module.
+
+        `stack_bytes`: what its instances may use (`Limits`); the code is the same for all.
+        """
+        sha256, stack_bytes = module_hash(wasm), stack_class(stack_bytes)
         with self._lock:
-            found = self._loaded.get((sha256, metered))
+            found = self._loaded.get((sha256, metered, stack_bytes))
             if found is None:
-                engine = self._host.engine(metered)
+                engine = self._host.engine(metered, stack_bytes)
                 module = self._read(engine, self.path(sha256, metered))
                 if module is None:
                     module = self._compile(engine, wasm, self.path(sha256, metered))
-                found = self._loaded[sha256, metered] = CompiledModule(sha256, module, metered)
+                found = CompiledModule(sha256, module, metered, stack_bytes)
+                self._loaded[sha256, metered, stack_bytes] = found
             return found
 
     @staticmethod

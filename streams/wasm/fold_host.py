@@ -7,12 +7,18 @@ batches and then the trapping one are folded again on fresh instances, each piec
 traps is halved until single events remain. Outputs go with the rows: what an instance made since its last take is lost
 with it, and made again by folding again. So an event is condemned only if it traps alone, on a fresh instance, with
 its key's row: which events those are does not depend on where batches were cut.
+
+Looking for culprits may take long, and there may be many: an `Allowance` says how far one `fold` may go with it. Then
+it stops where a record begins (`stopped`), and the caller offers the rest again.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -20,11 +26,20 @@ import numpy as np
 from streams.model.errors import StreamsError
 from streams.wasm.abi import check_fold_module
 from streams.wasm.batch import Array, Batch, Buffer, Event
-from streams.wasm.engine import CompiledModule, Limits, ModuleCache, TrapKind, UdfTrap, module_hash
+from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_instance import FoldInstance, Output
+from streams.wasm.meter import UdfMeter
 
 LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 """Committed rows of keys, in order; None where there is none."""
+REPORT_ROWS_BYTES_MAX = 512 << 10
+"""How many bytes of rows a report carries."""
+
+
+class Cancelled(StreamsError):
+    """`cancel` was called while culprits were looked for; only `discard` may follow."""
+
+    status = 503
 
 
 class RejectKind(Enum):
@@ -35,6 +50,21 @@ class RejectKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TrapReport:
+    """How one event alone stopped the module. `call`: the export it was in; `frames`: the backtrace, innermost first;
+    `rows`: what the module was given of the state, `rows_whole`: whether that is all of it; `metered`: under fuel."""
+
+    kind: TrapKind
+    detail: str
+    call: str
+    frames: tuple[str, ...]
+    rows: tuple[tuple[bytes, bytes | None], ...]
+    rows_whole: bool
+    metered: bool
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """An event that left no trace: its index in the batch given to `fold`, and why. `offset` is -1 if unknown."""
 
@@ -42,6 +72,29 @@ class Reject:
     reason: str
     kind: RejectKind
     offset: int = -1
+    report: TrapReport | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How far one `fold` may go with culprits, once it has gone past at least one record.
+
+    `traps`: how many it may reject. After them it stops; with `hold`, before the record of the next one, which is then
+    not folded at all. Those of the record at `free_offset` do not count. `seconds`: the search ends after so long.
+    """
+
+    traps: int = 1 << 62
+    hold: bool = False
+    free_offset: int = -1
+    seconds: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Where a `fold` did not go on: the index of the first event that is not folded, and what it is held for."""
+
+    index: int
+    held: LateReject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +111,7 @@ class FoldOptions:
 
     `cache_bytes`: the instance is dropped after a commit when its memory is larger. `retain_bytes`: batches kept to
     fold again after a trap; beyond it the rows are taken out early. `merge`: the merge type rows must have. `outputs`:
-    how many output topics the manifest names; a record for another is a malformed output.
+    how many output topics the manifest names; a record for another is a malformed output. `meter`: what to count on.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -66,6 +119,7 @@ class FoldOptions:
     retain_bytes: int = 64 << 20
     merge: int | None = None
     outputs: int = 0
+    meter: UdfMeter = field(default_factory=UdfMeter)
 
 
 class FoldHost:
@@ -80,7 +134,7 @@ class FoldHost:
         self._options = options or FoldOptions()
         self._cache = cache
         self._wasm = wasm
-        self._compiled = cache.load(wasm)
+        self._compiled = cache.load(wasm, stack_bytes=self._options.limits.stack_bytes)
         check_fold_module(self._compiled)
         self.sha256 = module_hash(wasm)
         self._instance: FoldInstance | None = None
@@ -96,6 +150,11 @@ class FoldHost:
         self._taken_bytes = 0
         self.uncommitted_bytes = 0
         self.traps = 0
+        self.stopped: Stopped | None = None
+        self.isolating = False
+        self._asked: tuple[list[bytes], Sequence[bytes | None]] = ([], ())
+        self._last_call, self._last_memory, self._last_metered = "", 0, False
+        self._cancelled = threading.Event()
 
     @property
     def memory_bytes(self) -> int:
@@ -108,17 +167,23 @@ class FoldHost:
         late, self._late = self._late, []
         return late
 
-    def fold(self, given: Buffer | Batch, load_rows: LoadRows) -> list[Reject]:
+    def cancel(self) -> None:
+        """Make a `fold` or `take` that looks for culprits end soon with Cancelled. From any thread; for good."""
+        self._cancelled.set()
+
+    def fold(self, given: Buffer | Batch, load_rows: LoadRows, allowance: Allowance | None = None) -> list[Reject]:
         """Folds a batch v1 (parsed, or its bytes); its rejected events, by index. Errors of `load_rows` pass through
-        and change nothing that `discard` does not mend. BadInput when bytes are no batch v1."""
+        and change nothing that `discard` does not mend. BadInput when bytes are no batch v1. `stopped` says afterwards
+        whether all of it was folded."""
         batch = given if isinstance(given, Batch) else Batch.parse(given)
         self._load_rows = load_rows
+        self.stopped = None
         if not batch.n:
             return []
         try:
             refused = self._run(batch)
         except UdfTrap as trap:
-            rejects = self._recover(batch, trap)
+            rejects = self._recover(batch, trap, allowance or Allowance())
         else:
             self._retained.append(batch)
             self._retained_bytes += len(batch.raw)
@@ -127,7 +192,7 @@ class FoldHost:
         self._relieve()
         if rejects and batch.has_offsets:
             offsets = batch.column("offset")
-            rejects = [Reject(r.index, r.reason, r.kind, int(offsets[r.index])) for r in rejects]
+            rejects = [replace(r, offset=int(offsets[r.index])) for r in rejects]
         return rejects
 
     def take(self) -> list[tuple[bytes, bytes | None]]:
@@ -167,9 +232,10 @@ class FoldHost:
     # ---- one piece on the current instance
 
     def _start(self) -> FoldInstance:
-        limits = self._options.limits
-        compiled: CompiledModule = self._cache.load(self._wasm, metered=True) if self._metered else self._compiled
-        return FoldInstance(compiled, limits, self._cache.host, self._options.merge, self._options.outputs)
+        options, limits, compiled = self._options, self._options.limits, self._compiled
+        if self._metered:
+            compiled = self._cache.load(self._wasm, metered=True, stack_bytes=limits.stack_bytes)
+        return FoldInstance(compiled, limits, self._cache.host, options.merge, options.outputs, options.meter)
 
     def _drop(self) -> None:
         if self._instance is not None:
@@ -180,9 +246,14 @@ class FoldHost:
         if self._instance is None:
             self._instance = self._start()
         missing = self._instance.prepare(batch)
+        rows = self._rows(missing) if missing else ()
+        if batch.n == 1:
+            self._asked = (missing, rows)
         if missing:
-            self._instance.load(missing, self._rows(missing))
-        return self._instance.fold()
+            self._instance.load(missing, rows)
+        refused = self._instance.fold()
+        self._options.meter.holds(self._instance.memory_bytes)
+        return refused
 
     def _rows(self, keys: list[bytes]) -> Sequence[bytes | None]:
         assert self._load_rows is not None
@@ -202,7 +273,7 @@ class FoldHost:
             assert self._instance is not None
             rows, outputs = self._instance.take(), self._instance.take_outputs()
         except UdfTrap as trap:
-            self._recover(None, trap)
+            self._recover(None, trap, Allowance())
         else:
             self._keep(rows, outputs)
         self._retained, self._retained_bytes = [], 0
@@ -221,49 +292,124 @@ class FoldHost:
 
     # ---- recovery
 
-    def _recover(self, batch: Batch | None, trap: UdfTrap) -> list[Reject]:
+    def _recover(self, batch: Batch | None, trap: UdfTrap, allowance: Allowance) -> list[Reject]:
         self.traps += 1
         self._drop()
         self._metered = trap.kind is TrapKind.DEADLINE
+        self.isolating = True
         retained, self._retained, self._retained_bytes = self._retained, [], 0
         try:
             for earlier in retained:
-                for reject in self._isolate(earlier):
+                for reject in self._isolate(earlier, Allowance()):
                     if reject.kind is RejectKind.TRAP:
-                        event = earlier.event(reject.index)
-                        late = Reject(reject.index, reject.reason, reject.kind, event.offset)
-                        self._late.append(LateReject(event, late))
-            return self._isolate(batch) if batch is not None else []
+                        self._late.append(_named(earlier, reject))
+            return self._isolate(batch, allowance) if batch is not None else []
         finally:
             self._drop()
-            self._metered = False
+            self._metered = self.isolating = False
 
-    def _isolate(self, batch: Batch) -> list[Reject]:
-        """Folds all of a batch but its culprits, in order, into `_pending`."""
+    def _isolate(self, batch: Batch, allowance: Allowance) -> list[Reject]:
+        """Folds all of a batch but its culprits, in order, into `_pending`; as far as it is allowed to."""
         rejects: list[Reject] = []
         work: list[Array] = [np.arange(batch.n)]
+        cuts = _Records(batch)
+        until_s, left = time.monotonic() + allowance.seconds, allowance.traps
+        before = (dict(self._pending), list(self._pending_outputs)) if allowance.hold and batch.has_parts else None
         while work:
+            if self._cancelled.is_set():
+                raise Cancelled("the search for what stops the module was cancelled")
             chosen = work.pop()
+            first = int(chosen[0])
+            if first and (time.monotonic() > until_s or (left <= 0 and not allowance.hold)):
+                if cuts.begins(first):
+                    self.stopped = Stopped(first)
+                    break
+                if (ends := cuts.end_of(first)) <= int(chosen[-1]):  # to the end of this record, and no further
+                    work.append(chosen[ends - first :])
+                    chosen = chosen[: ends - first]
             try:
-                refused = self._attempt(batch if len(chosen) == batch.n else batch.select(chosen))
+                refused = self._judge(batch if len(chosen) == batch.n else batch.select(chosen))
             except UdfTrap as trap:
-                if len(chosen) == 1:
-                    rejects.append(Reject(int(chosen[0]), f"trap: {trap.detail}", RejectKind.TRAP))
-                else:
+                if len(chosen) > 1:
                     half = len(chosen) // 2
                     work += [chosen[half:], chosen[:half]]
+                    continue
+                reject = Reject(first, f"trap: {trap.detail}", RejectKind.TRAP, -1, self._report(trap))
+                free = cuts.offset(first) == allowance.free_offset >= 0
+                if not free and left <= 0 and allowance.hold:
+                    return self._hold(batch, cuts.start_of(first), reject, rejects, before)
+                left -= not free
+                rejects.append(reject)
             else:
                 rejects += [Reject(int(chosen[i]), reason, RejectKind.UDF) for i, reason in refused]
+        for each in rejects:
+            if each.report is not None:
+                self._options.meter.trapped(each.report.kind.value)
         return rejects
+
+    def _hold(
+        self,
+        batch: Batch,
+        start: int,
+        held: Reject,
+        rejects: list[Reject],
+        before: tuple[dict[bytes, bytes | None], list[Output]] | None,
+    ) -> list[Reject]:
+        """Stop before the record that begins at `start`: what was folded of it is undone by folding again without."""
+        kept = [each for each in rejects if each.index < start]
+        if before is not None and start < held.index:
+            self._pending, self._pending_outputs = before
+            culprits = {each.index for each in kept if each.kind is RejectKind.TRAP}
+            good = np.array([at for at in range(start) if at not in culprits], np.int64)
+            if len(good):
+                again = self._isolate(batch.select(good), Allowance())
+                kept += [replace(each, index=int(good[each.index])) for each in again if each.kind is RejectKind.TRAP]
+                kept.sort(key=lambda each: each.index)
+        for each in (*kept, held):
+            if each.report is not None:
+                self._options.meter.trapped(each.report.kind.value)
+        self.stopped = Stopped(start, _named(batch, held))
+        return kept
+
+    def _report(self, trap: UdfTrap) -> TrapReport:
+        keys, rows = self._asked
+        found: list[tuple[bytes, bytes | None]] = []
+        size = 0
+        for key, row in zip(keys, rows, strict=False):
+            size += len(key) + len(row or b"")
+            if size > REPORT_ROWS_BYTES_MAX:
+                break
+            found.append((key, row))
+        whole = len(found) == len(keys)
+        last = self._last_metered, self._last_memory
+        return TrapReport(trap.kind, trap.detail, self._last_call, trap.frames, tuple(found), whole, *last)
+
+    def _judge(self, piece: Batch) -> list[tuple[int, str]]:
+        """`_attempt`; but instructions alone condemn nobody: a single event is then given its time first, so that what
+        else was in its batch, for which they are counted, does not decide."""
+        metered = self._metered
+        try:
+            return self._attempt(piece)
+        except UdfTrap as trap:
+            if piece.n > 1 or not metered or trap.kind not in (TrapKind.FUEL, TrapKind.DEADLINE):
+                raise
+        self._metered = False
+        try:
+            return self._attempt(piece)
+        finally:
+            self._metered = True
 
     def _attempt(self, piece: Batch) -> list[tuple[int, str]]:
         """One piece on a fresh instance, taken out at once. A deadline is judged again under fuel."""
         self._drop()
+        self._asked = ([], ())
         try:
             refused = self._run(piece)
             assert self._instance is not None
             rows, outputs = self._instance.take(), self._instance.take_outputs()
         except UdfTrap as trap:
+            self._last_call = self._instance.last_call if self._instance else "instantiation"
+            self._last_memory, self._last_metered = self.memory_bytes, self._metered
             self._drop()
             if trap.kind is not TrapKind.DEADLINE or self._metered:
                 raise
@@ -272,3 +418,37 @@ class FoldHost:
         self._keep(rows, outputs)
         self._drop()
         return refused
+
+
+def _named(batch: Batch, reject: Reject) -> LateReject:
+    event = batch.event(reject.index)
+    return LateReject(event, replace(reject, offset=event.offset))
+
+
+class _Records:
+    """Where the records of a batch begin and end: the puts of a frame share their offset."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._offsets = batch.column("offset") if batch.has_offsets else np.arange(batch.n)
+        self._known = batch.has_offsets
+        self._parts = batch.column("part") if batch.has_parts else None
+
+    def offset(self, index: int) -> int:
+        """The event's offset in the log, -1 when the batch does not know it."""
+        return int(self._offsets[index]) if self._known else -1
+
+    def begins(self, index: int) -> bool:
+        """Whether a record begins with this event."""
+        return self.start_of(index) == index
+
+    def start_of(self, index: int) -> int:
+        """The first event of the record that this one is of."""
+        if self._parts is None or int(self._parts[index]) < 0:
+            return index
+        return int(np.searchsorted(self._offsets, self._offsets[index], "left"))
+
+    def end_of(self, index: int) -> int:
+        """The event after the last one of that record."""
+        if self._parts is None or int(self._parts[index]) < 0:
+            return index + 1
+        return int(np.searchsorted(self._offsets, self._offsets[index], "right"))

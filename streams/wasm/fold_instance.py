@@ -12,6 +12,7 @@ from streams.wasm.abi import OUTPUTS_EXPORT
 from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
 from streams.wasm.guest import Guest
+from streams.wasm.meter import UdfMeter
 
 REASON_MAX = 300
 OUTPUT_VALUE_BYTES_MAX = 1_000_000
@@ -95,9 +96,15 @@ class FoldInstance:
     """One instance of a fold module. Any UdfTrap ends it: close it and start another from committed rows."""
 
     def __init__(
-        self, compiled: CompiledModule, limits: Limits, host: EngineHost, merge: int | None = None, outputs: int = 0
+        self,
+        compiled: CompiledModule,
+        limits: Limits,
+        host: EngineHost,
+        merge: int | None = None,
+        outputs: int = 0,
+        meter: UdfMeter | None = None,
     ) -> None:
-        self._guest = Guest(compiled, limits, host)
+        self._guest = Guest(compiled, limits, host, meter)
         self._limits = limits
         self._merge = merge
         self._outputs = outputs
@@ -108,6 +115,11 @@ class FoldInstance:
     def memory_bytes(self) -> int:
         """Bytes of linear memory: the rows cached, and buffers."""
         return self._guest.memory_bytes
+
+    @property
+    def last_call(self) -> str:
+        """The export that was called last."""
+        return self._guest.last_call
 
     def prepare(self, batch: Batch) -> list[bytes]:
         """Copies the batch in; the keys whose rows are not cached (each once)."""
@@ -176,6 +188,8 @@ class FoldInstance:
             raise _malformed("rows are cut off")
         _check_keys(data, key_ends, keys_at)
         starts, ends = starts_of(row_ends) + rows_at, row_ends.astype(np.int64) + rows_at
+        if (longest := int((ends - starts).max())) > self._limits.row_bytes:
+            raise UdfTrap(f"a row of {longest} bytes is over the limit of {self._limits.row_bytes}", TrapKind.OUTPUT)
         check_rows(data, starts[present], ends[present], self._merge)
         if bool(present.all()):
             return list(zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), strict=True))

@@ -17,7 +17,8 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from streams.wasm.engine import STACK_BYTES, EngineHost, ModuleCache
+from streams.wasm.engine import EngineHost, ModuleCache
+from streams.wasm.limits import STACK_BYTES
 
 FUNCTION_TICK_S = 0.002
 """An epoch of these engines."""
@@ -55,12 +56,13 @@ def _configure(metered: bool) -> wasmtime.Config:
 class FunctionEngines(EngineHost):
     """Both engines of functions (timed by epochs; metered by fuel too), with a ticker of their own."""
 
-    def engine(self, metered: bool) -> wasmtime.Engine:
-        """The engine of this kind, made at first use."""
+    def engine(self, metered: bool, stack_bytes: int = STACK_BYTES) -> wasmtime.Engine:
+        """The engine of this kind, made at first use. All functions have the same stack."""
         with self._lock:
-            if metered not in self._engines:
-                self._engines[metered] = wasmtime.Engine(_configure(metered))
-            return self._engines[metered]
+            kind = (metered, STACK_BYTES)
+            if kind not in self._engines:
+                self._engines[kind] = wasmtime.Engine(_configure(metered))
+            return self._engines[kind]
 
     def _tick(self, stop: threading.Event) -> None:
         idle_s = 0.0

@@ -19,7 +19,6 @@ from wasmtime import _ffi as ffi
 from streams.model.errors import BadInput
 from streams.wasm import function_engine as engine
 from streams.wasm.engine import (
-    STACK_BYTES,
     CompiledModule,
     EngineHost,
     Limits,
@@ -39,6 +38,7 @@ from streams.wasm.function_abi import (
     encode_rows,
 )
 from streams.wasm.function_manifest import FunctionPart
+from streams.wasm.limits import STACK_BYTES
 
 ABSENT = -1
 REFUSED = -1

@@ -9,7 +9,7 @@ from typing import Any
 
 from streams.model.errors import BadInput
 from streams.model.keys import check_name
-from streams.wasm.engine import Limits
+from streams.wasm.limits import Limits
 
 KIND = "function"
 CAPABILITIES = ("tables.read", "put", "clock", "random", "log")

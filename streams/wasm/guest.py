@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import wasmtime
 
+from streams.wasm.backtrace import frames_of
 from streams.wasm.batch import Buffer
 from streams.wasm.buffers import Make
-from streams.wasm.engine import STACK_BYTES, TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
+from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 from streams.wasm.fastcall import FastFunction
+from streams.wasm.meter import UdfMeter
 
 _LARGE_BYTES = 256 << 10
 _DESC = struct.Struct("<IIi")
 _MESSAGES = {
-    "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
     "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
     "INTEGER_DIVISION_BY_ZERO": "integer division by zero",
     "INTEGER_OVERFLOW": "integer overflow",
@@ -31,23 +34,30 @@ class Guest:
     Not thread-safe. Calls release the GIL. The memory is given back by `close` (wasmtime frees it with the store).
     """
 
-    def __init__(self, compiled: CompiledModule, limits: Limits, host: EngineHost) -> None:
+    def __init__(
+        self, compiled: CompiledModule, limits: Limits, host: EngineHost, meter: UdfMeter | None = None
+    ) -> None:
         self._limits = limits
+        self._meter = meter or UdfMeter()
+        self._stack_bytes = compiled.stack_bytes
+        self.last_call = "instantiation"
         self._host = host
         self._metered = compiled.metered
         deadline_s = limits.fuel_deadline_s if compiled.metered else limits.deadline_s
         self._ticks = max(2, round(deadline_s / TICK_S) + 1)
-        self._store = wasmtime.Store(host.engine(compiled.metered))
+        self._store = wasmtime.Store(host.engine(compiled.metered, compiled.stack_bytes))
         self._store.set_limits(
             memory_size=limits.memory_bytes, table_elements=100_000, instances=1, tables=16, memories=1
         )
-        self._arm()
         self._memory: wasmtime.Memory | None = None
-        with host.ticking():
-            try:
+        self._meter.started()
+        try:
+            with self._counted():
                 instance = wasmtime.Instance(self._store, compiled.module, [])
-            except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-                raise self._trap(error) from None
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            trap = self._trap(error)
+            self._store.close()
+            raise trap from None
         exports = instance.exports(self._store)
         self._exports = {n: f for n in exports if isinstance(f := exports[n], wasmtime.Func)}
         self._functions: dict[str, FastFunction] = {}
@@ -61,19 +71,38 @@ class Guest:
         if self._metered:
             self._store.set_fuel(self._limits.fuel)
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Limits set anew and epochs advancing for one call; what it used goes to the meter."""
+        self._arm()
+        began_s = time.thread_time()
+        try:
+            with self._host.ticking():
+                yield
+        finally:
+            fuel = self._limits.fuel - self._store.get_fuel() if self._metered else 0
+            self._meter.called(time.thread_time() - began_s, fuel)
+
     def _trap(self, error: Exception) -> UdfTrap:
+        self._meter.holds(self.memory_bytes)
+        kind, text = self._why(error)
+        return UdfTrap(text, kind, frames_of(error))
+
+    def _why(self, error: Exception) -> tuple[TrapKind, str]:
         code = getattr(error, "trap_code", None)
         name = code.name if code is not None else ""
         if name == "INTERRUPT":
-            return UdfTrap("ran longer than its deadline", TrapKind.DEADLINE)
+            return TrapKind.DEADLINE, "ran longer than its deadline"
         if name == "OUT_OF_FUEL":
-            return UdfTrap(f"used more than {self._limits.fuel} units of fuel", TrapKind.FUEL)
+            return TrapKind.FUEL, f"used more than {self._limits.fuel} units of fuel"
         text = _MESSAGES.get(name) or first_line(str(error))
+        if name == "STACK_OVERFLOW":
+            text = f"call stack exhausted (limit {self._stack_bytes} bytes)"
         if self._memory is None:
-            return UdfTrap(f"the module cannot be instantiated: {text}", TrapKind.TRAP)
+            return TrapKind.TRAP, f"the module cannot be instantiated: {text}"
         if self.memory_bytes + (1 << 20) > self._limits.memory_bytes:
-            return UdfTrap(f"memory limit of {self._limits.memory_bytes} bytes reached: {text}", TrapKind.MEMORY)
-        return UdfTrap(text, TrapKind.TRAP)
+            return TrapKind.MEMORY, f"memory limit of {self._limits.memory_bytes} bytes reached: {text}"
+        return TrapKind.TRAP, text
 
     def call(self, name: str, *params: int) -> int:
         """Calls an export that answers an i32 (returned unsigned). UdfTrap when it is stopped."""
@@ -82,8 +111,8 @@ class Guest:
             if name not in self._exports:
                 raise UdfTrap(f"the module exports no {name}", TrapKind.MALFORMED)
             function = self._functions[name] = FastFunction(self._store, self._exports[name], name)
-        self._arm()
-        with self._host.ticking():
+        self.last_call = name
+        with self._counted():
             try:
                 return function(*params)
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -145,6 +174,7 @@ class Guest:
 
     def close(self) -> None:
         """Frees the instance and its memory."""
+        self._meter.holds(self.memory_bytes)
         self._store.close()
         self._functions = {}
         self._exports = {}

@@ -13,16 +13,17 @@ from streams.model.errors import BadInput
 from streams.model.keys import check_name
 from streams.model.row import MergeType
 from streams.model.ttl import parse_ttl_ms
-from streams.wasm.engine import Limits
 from streams.wasm.function_manifest import KIND as FUNCTION
 from streams.wasm.function_manifest import FunctionPart, parse_function
+from streams.wasm.limits import LIMIT_NAMES, Limits
+from streams.wasm.quarantine import OnTrap, TrapPolicy
 
 OUTPUTS_MAX = 16
 INPUTS_MAX = 8
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
 KINDS = ("fold", "decoder", "machine", FUNCTION)
-_LIMITS = ("memory_bytes", "deadline_s", "fuel", "fuel_deadline_s", "output_bytes")
+_POLICY = ("on_trap", "trap_limit", "trap_window_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Manifest:
     """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
     its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
     `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none.
-    `function`: what a function may do."""
+    `policy`: what happens when it traps again and again; `asked`: the limits that it names itself. `function`: what a
+    function may do."""
 
     name: str
     version: str
@@ -43,6 +45,8 @@ class Manifest:
     inputs: tuple[str, ...] = ()
     table: str = ""
     ttl_ms: int | None = None
+    policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
+    asked: frozenset[str] = frozenset()
     function: FunctionPart | None = None
 
     def modules(self) -> dict[str, MergeType | None]:
@@ -70,9 +74,10 @@ def parse_manifest(text: str) -> Manifest:
     name = check_name(data["name"], field="name")
     merges = _merges(data.get("merge")) if data["kind"] == "fold" else ()
     if data["kind"] == FUNCTION:
-        part, limits = parse_function(data)
+        part, its_limits = parse_function(data)
         constants = _constants(data.get("constants", {}))
-        return Manifest(name, data["version"], 1, FUNCTION, (), limits, constants=constants, function=part)
+        return Manifest(name, data["version"], 1, FUNCTION, (), its_limits, constants=constants, function=part)
+    limits, policy = _limits_and_policy(data)
     ttl = data.get("ttl")
     if ttl is not None and not isinstance(ttl, str | int | float):
         raise BadInput("is neither a number of seconds nor a text", field="ttl", fix='as in ttl = "1h"')
@@ -82,12 +87,14 @@ def parse_manifest(text: str) -> Manifest:
         1,
         data["kind"],
         merges,
-        _limits(data.get("limits", {})),
+        _limits(limits),
         _outputs(data.get("outputs", [])),
         _constants(data.get("constants", {})),
         _inputs(data.get("inputs", [])),
         check_name(str(data.get("table", name)), field="table"),
         None if ttl is None else parse_ttl_ms(ttl),
+        policy,
+        frozenset(limits),
     )
 
 
@@ -136,13 +143,39 @@ def _constants(table: Any) -> tuple[tuple[str, int], ...]:
     return tuple(table.items())
 
 
-def _limits(table: Any) -> Limits:
+def _limits_and_policy(data: dict[str, Any]) -> tuple[dict[str, Any], TrapPolicy]:
+    """`[limits]` without the policy on traps, which may stand in it or before all tables."""
+    table = data.get("limits", {})
     if not isinstance(table, dict):
         raise BadInput("is not a table", field="limits")
+    limits, given = dict(table), {name: data[name] for name in _POLICY if name in data}
+    for name in _POLICY:
+        if name in limits:
+            if name in given:
+                raise BadInput("is given twice", field=name, fix="say it once")
+            given[name] = limits.pop(name)
+    words = [each.value for each in OnTrap]
+    if "on_trap" in given:
+        if given["on_trap"] not in words:
+            raise BadInput(f"{given['on_trap']!r:.40} is not one of {', '.join(words)}", field="on_trap")
+        given["on_trap"] = OnTrap(given["on_trap"])
+    if type(given.get("trap_limit", 1)) is not int:
+        raise BadInput("is no whole number", field="trap_limit", fix="as in trap_limit = 10")
+    window = given.get("trap_window_s", 1)
+    if isinstance(window, bool) or not isinstance(window, int | float):
+        raise BadInput("is no number of seconds", field="trap_window_s", fix="as in trap_window_s = 60")
+    return limits, TrapPolicy(**given)
+
+
+def _limits(table: dict[str, Any]) -> Limits:
     for name, value in table.items():
-        if name not in _LIMITS or isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadInput("is no limit, or not a number", field=f"limits.{name}", fix=f"one of {', '.join(_LIMITS)}")
+        if name not in LIMIT_NAMES or isinstance(value, bool) or not isinstance(value, int | float):
+            names = ", ".join(LIMIT_NAMES)
+            raise BadInput("is no limit, or not a number", field=f"limits.{name:.80}", fix=f"one of {names}")
         if not math.isfinite(value) or value <= 0:
             raise BadInput("must be positive", field=f"limits.{name}")
     numbers = {n: v if n.endswith("_s") else int(v) for n, v in table.items()}
-    return Limits(**numbers)
+    try:
+        return Limits(**numbers)
+    except BadInput as error:
+        raise BadInput(error.detail, field=f"limits.{error.field}") from None

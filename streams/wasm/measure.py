@@ -15,6 +15,7 @@ from streams.wasm.function_engine import FunctionModules
 from streams.wasm.function_host import FunctionHost
 from streams.wasm.function_manifest import FunctionPart
 from streams.wasm.guest import Guest
+from streams.wasm.limits import STACK_BYTES
 
 _TAKE_EVERY = 16
 LIMITS = Limits(fuel=10_000_000_000)
@@ -27,14 +28,15 @@ class _Engines(EngineHost):
         super().__init__()
         self._epochs = epochs
 
-    def engine(self, metered: bool) -> wasmtime.Engine:
+    def engine(self, metered: bool, stack_bytes: int = STACK_BYTES) -> wasmtime.Engine:
         """The engine of this kind."""
         with self._lock:
-            if metered not in self._engines:
-                config = _configure(metered)
+            kind = (metered, stack_bytes)
+            if kind not in self._engines:
+                config = _configure(*kind)
                 config.epoch_interruption = self._epochs
-                self._engines[metered] = wasmtime.Engine(config)
-            return self._engines[metered]
+                self._engines[kind] = wasmtime.Engine(config)
+            return self._engines[kind]
 
 
 def timed(work: Callable[[], object], times: int) -> list[float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from streams.kafka.errors import Fenced, UnknownOutcome
 from streams.model.marker import CLAIM_KEY, MARKER_KEY, Marker
 from streams.processing.commit import ChangelogRecord
-from streams.processing.ports import Decoded, InputBounds, LoadRows, Output, Rejected, Rows, RunPort
+from streams.processing.ports import Decoded, InputBounds, LoadRows, Output, Rejected, Rows, RunPort, StoppedAt
 
 BAD = "bad"
 YIELD_S = 0.0
@@ -174,6 +174,11 @@ class FakeFold:
         self.changed: set[bytes] = set()
         self.outstanding = False
         self.outputs: list[tuple[int, bytes, bytes]] = []
+        self.stopped: StoppedAt | None = None
+        self.searching = False
+
+    def cancel(self) -> None:
+        return
 
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         batch = decoded.batch

@@ -79,7 +79,7 @@ def test_a_good_manifest_is_admitted() -> None:
         ('ttl = "1h"', 'outputs = ["events.score"]', "outputs"),
         ('ttl = "1h"', 'outputs = ["nothing"]', "outputs"),
         ('ttl = "1h"', "colour = 3", "colour"),
-        ("memory_bytes = 1048576", "memory_bytes = 9000000000", "memory_bytes"),
+        ("memory_bytes = 1048576", "memory_bytes = 9000000000", "limits.memory_bytes"),
         ("memory_bytes = 1048576", "memory_bytes = 2000000000", "limits.memory_bytes"),
         ("memory_bytes = 1048576", "memory_bytes = -1", "limits.memory_bytes"),
         ("memory_bytes = 1048576", "deadline_s = nan", "limits.deadline_s"),
