@@ -61,9 +61,10 @@ class TradingCalls:
         """Place many in one request: `accepted`, `rejected` by line, and `results` in order."""
         return await self._write("POST", "/v1/orders:batch", list(orders), idempotency_key)
 
-    async def cancel_order(self, id: str) -> Answer:
+    async def cancel_order(self, id: str, *, idempotency_key: str | None = None) -> Answer:
         """Cancel what is left of an order; Conflict when it is not open any more."""
-        found: Answer = await self._transport.json("DELETE", _at("orders", id), {})
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        found: Answer = await self._transport.json("DELETE", _at("orders", id), {}, headers=headers)
         return found
 
     async def replace_order(
@@ -172,9 +173,9 @@ class SyncTradingCalls:
         """See TradingCalls.place_orders."""
         return self._run(self._edge.place_orders(orders, idempotency_key=idempotency_key))
 
-    def cancel_order(self, id: str) -> Answer:
+    def cancel_order(self, id: str, *, idempotency_key: str | None = None) -> Answer:
         """See TradingCalls.cancel_order."""
-        return self._run(self._edge.cancel_order(id))
+        return self._run(self._edge.cancel_order(id, idempotency_key=idempotency_key))
 
     def replace_order(
         self, id: str, *, price: str | None = None, quantity: str | None = None, idempotency_key: str | None = None

@@ -267,7 +267,8 @@ class StrongRoutes:
 async def resolved_order(gateway: Gateway, asked: Asked) -> Reply | None:
     """The result of an order under this key; None when there is none, and then there never will be.
 
-    A key is of one of two logs: it is cancelled in the orders' before the other one is asked.
+    A key is of one of two logs: it is cancelled in the orders' before the other one is asked. The order placed again,
+    under whatever key, gets its whole first answer.
     """
     if gateway.trading is None:
         return None
@@ -277,7 +278,14 @@ async def resolved_order(gateway: Gateway, asked: Asked) -> Reply | None:
     applied = result.code is Code.APPLIED
     found: dict[str, object] = {"offset": result.offset, "timestamp": result.time_ms}
     if len(result):
-        found |= {"outcome": result.outcome(0).why.name.lower()}
+        outcome = result.outcome(0)
+        told = {
+            "price": outcome.price,
+            "quantity": outcome.quantity,
+            "status": outcome.status,
+            "filled": outcome.filled,
+        }
+        found |= {"reason": None if applied else outcome.why.name.lower(), "order": told if outcome.status else None}
     body = {"idempotency_key": asked.text, "outcome": "applied" if applied else "failed", "result": found}
     return reply(body | {"status": 200 if applied else 409})
 

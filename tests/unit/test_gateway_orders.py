@@ -304,6 +304,14 @@ async def test_an_unknown_outcome_is_resolved(edge: TestGateway) -> None:
     assert lost["idempotency_key"] == "key-1"
     resolved = await answer(await edge.http.post("/v1/commands/key-1:resolve"))
     assert (resolved["outcome"], resolved["status"]) == ("applied", 200)
+    assert resolved["result"]["order"]["status"] == "open"
+    refused = {"Idempotency-Key": "key-2"}
+    await problem_of(await edge.http.post("/v1/orders", json=asked | {"quantity": "9"}, headers=refused), 409, "id")
+    resolved_too = await answer(await edge.http.post("/v1/commands/key-2:resolve"))
+    assert (resolved_too["outcome"], resolved_too["result"]["reason"]) == ("failed", "other_content")
+    cancelled = {"Idempotency-Key": "key-3"}
+    first = await answer(await edge.http.delete("/v1/orders/u", headers=cancelled))
+    assert await answer(await edge.http.delete("/v1/orders/u", headers=cancelled)) == first
     again = await answer(await edge.http.post("/v1/orders", json=asked, headers=key))
     assert again["offset"] == resolved["result"]["offset"]
     edge.orders.refuse = OutcomeUnknown("no acknowledgement")
