@@ -13,7 +13,12 @@ from streams.model.topology import Topology
 from streams.region import up
 from streams.region.paths import data_dir
 
-USE_CASES = ("leaderboards", "web")
+USE_CASES = ("leaderboards", "web", "trading")
+TRY = {
+    "leaderboards": "top score -n 10",
+    "web": 'invoke handle_request \'{"user": "lucy"}\' -v',
+    "trading": "status",
+}
 
 
 def demo(
@@ -39,13 +44,13 @@ def run_demo(use_case: str, data: Path | None, *, once: bool, say: up.Say) -> No
     place = data_dir(data) if data else data_dir() / ("demo-web" if use_case == "web" else "demo")
 
     async def show(topology: Topology) -> None:
-        from streams.demo import leaderboard, web
+        from streams.demo import leaderboard, trading, web
 
-        await (web if use_case == "web" else leaderboard).run(topology, say)
+        runs = {"leaderboards": leaderboard.run, "web": web.run, "trading": trading.run}
+        await runs[use_case](topology, say)
         for region in topology.regions:
             say(f"gateway of {region.name}: {region.gateway_url}")
         if not once:
-            hint = 'invoke handle_request \'{"user": "lucy"}\' -v' if use_case == "web" else "top score -n 10"
-            say(f"serving until Ctrl-C; data in {place}; try: streams {hint} --data {place}")
+            say(f"serving until Ctrl-C; data in {place}; try: streams {TRY[use_case]} --data {place}")
 
     up.run(up.UpOptions(place, when_ready=show, serve=not once), say)
