@@ -12,6 +12,11 @@ from streams.cli.lifecycle import one_line_errors
 from streams.cli.udf_caps import with_udf_caps
 from streams.model.errors import BadInput
 
+KeepOption = Annotated[
+    float,
+    typer.Option(help="A replaced UDF version is kept so long at most, seconds.", min=0, envvar="STREAMS_UDF_KEEP_S"),
+]
+
 
 @one_line_errors
 @with_udf_caps
@@ -41,12 +46,7 @@ def gateway(
     ] = 30.0,
     udf_module_mib: Annotated[int, typer.Option(help="Largest module that is deployed, MiB.", min=1, max=12)] = 8,
     udfs_max: Annotated[int, typer.Option(help="Most UDFs deployed at once.", min=0, max=1000)] = 32,
-    udf_keep_s: Annotated[
-        float,
-        typer.Option(
-            help="A replaced UDF version is kept so long at most, seconds.", min=0, envvar="STREAMS_UDF_KEEP_S"
-        ),
-    ] = 3600.0,
+    udf_keep_s: KeepOption = 3600.0,
     delete_grace_s: Annotated[
         float,
         typer.Option(

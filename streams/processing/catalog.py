@@ -34,9 +34,9 @@ class DeployedModule:
     sha256: str
     wasm: bytes = field(repr=False)
     limits: Limits = field(default_factory=Limits)
-    from_ms: int = 0
     name: str = ""
     policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
+    from_ms: int = 0
 
 
 class Catalog(Protocol):

@@ -89,7 +89,13 @@ class DeployedCatalog:
         self.refusal = ""
         self._running = wanted
         self._module = DeployedModule(
-            manifest.version, wanted.sha256, wanted.module, limits, wanted.from_ms, manifest.name, manifest.policy
+            manifest.version,
+            wanted.sha256,
+            wanted.module,
+            limits,
+            manifest.name,
+            manifest.policy,
+            from_ms=wanted.from_ms,
         )
 
     @property

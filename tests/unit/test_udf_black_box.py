@@ -47,7 +47,7 @@ def letters_of(
     fold = UdfFold(FoldHost(wasm, cache, FoldOptions(limits=LIMITS, merge=2)), Containment(LIMITS, TrapPolicy()), info)
     value = b"\0\0\0\0\1\2"
     events = [Event(1_000, 1_000 << 16, 2**63 - 1, 0, 0, key.encode(), value, 70 + at) for at, key in enumerate(keys)]
-    decoded = Decoded(build(events).raw, len(events), [], frozenset(), 1_000)
+    decoded = Decoded(build(events), len(events), [], frozenset(), 1_000)
     refused = list(fold.fold(decoded, lambda asked: [(rows or {}).get(key) for key in asked]))
     changed, late = fold.take()
     fold.close()

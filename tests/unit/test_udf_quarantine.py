@@ -214,7 +214,7 @@ class BatchDecoder:
     def decode(self, run: RunPort, from_offset: int) -> Decoded:
         self.asked.append((from_offset, run.next))
         events = [event(self._broker.events[at][0], at) for at in range(from_offset, run.next)]
-        return Decoded(build(events).raw, len(events), [], frozenset(), 1_000 + run.next)
+        return Decoded(build(events), len(events), [], frozenset(), 1_000 + run.next)
 
 
 class Place:
