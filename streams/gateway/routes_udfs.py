@@ -12,6 +12,7 @@ from streams.gateway.udfs import UdfService
 from streams.model.errors import BadInput, Unavailable
 from streams.wasm.admission import admit_manifest
 from streams.wasm.manifest import Manifest
+from streams.wasm.packing import unpacked
 
 NAME = Param("name", "path", "The UDF", {"type": "string"}, True)
 WAIT = IntParam("wait", "How many seconds to wait, at most, for all regions that are heard from", 0, 50, 10)
@@ -46,7 +47,7 @@ class UdfRoutes:
                 "POST",
                 "/v1/udfs",
                 self.deploy_udf,
-                "Deploy a UDF (a fold or a function) in all regions",
+                "Deploy a fold, map, filter, flat_map or function in all regions",
                 "deploy",
                 (WAIT,),
                 {"multipart/form-data": _FORM},
@@ -102,8 +103,8 @@ class UdfRoutes:
         except UnicodeDecodeError:
             raise BadInput("udf.toml is not UTF-8", field="manifest", fix="save it as UTF-8") from None
         manifest = admit_manifest(text, service.caps)
-        authorize_deploy(call.principal, touched(manifest))
-        deployed = await service.deploy(manifest, text, parts["module"], call.principal.name)
+        authorize_deploy(call.principal, (*touched(manifest), *manifest.puts))
+        deployed = await service.deploy(manifest, text, unpacked(parts["module"]), call.principal.name)
         return reply(await service.settled(deployed, 10 if wait_s is None else wait_s))
 
     async def remove_udf(self, call: Call) -> Reply:
@@ -111,4 +112,4 @@ class UdfRoutes:
         service, name = self._service, call.part("name")
         authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
         gone = await service.udfs.remove(name)
-        return reply({"removed": gone.name, "table": gone.manifest.table})
+        return reply({"removed": gone.name, "table": None if gone.manifest.is_map else gone.manifest.table})

@@ -18,6 +18,7 @@ import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
+from streams.definitions.chains import put_schemas
 from streams.definitions.deployment import Deployment
 from streams.definitions.udf_states import StateReader, StateWriter, UdfState, topic_spec
 from streams.definitions.udfs import Udfs
@@ -133,6 +134,7 @@ class GatewayServer:
             self._table_ms,
             lambda: self.tables.tables,
             options.udfs,
+            lambda keyspace: put_schemas(self.definitions, keyspace),
         )
         self.gateway = Gateway(
             topology,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streams.definitions.chains import PutSchemas, put_rules
 from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables
 from streams.definitions.udf_states import StateReader
 from streams.definitions.udfs import Udfs
@@ -23,6 +24,7 @@ from streams.model.topology import Topology
 from streams.wasm.admission import DeployCaps, admit_module
 from streams.wasm.engine import ModuleCache
 from streams.wasm.manifest import Manifest
+from streams.wasm.packing import packed
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class UdfService:
     table_ms: Callable[[str, str], int]
     table_names: Callable[[], Collection[str]] = tuple
     caps: DeployCaps = field(default_factory=DeployCaps)
+    put_schemas: PutSchemas = lambda _keyspace: {}
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
@@ -77,7 +80,9 @@ class UdfService:
             check_function(manifest, self.keyspaces(), self.table_names())
         else:
             check_inputs(manifest, self.keyspaces())
+            put_rules(manifest, self.keyspaces(), self.put_schemas)
         await asyncio.to_thread(admit_module, module, manifest, self.caps, ModuleCache())
+        await asyncio.to_thread(packed, module)  # it is remembered for the record; the event loop goes on meanwhile
         await self.udfs.deploy(Deployment.make(text, module, wall_ms(), who, self.region), self.caps.udfs)
         return self.udfs.get(manifest.name)
 
@@ -90,6 +95,10 @@ class UdfService:
     def specs(self) -> list[TableSpec]:
         """The same for the edge."""
         return [TableSpec.deployed(tables) for tables in self.tables().values()]
+
+    def is_map(self, table: str) -> bool:
+        """Whether a table is a map's, which has no rows: not shown."""
+        return any(each.manifest.table == table and each.manifest.is_map for each in self.udfs.live.values())
 
     def described(self, of: Deployment) -> dict[str, Any]:
         """A deployment and how it does in each region."""

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 
+from streams.definitions.chains import put_rules
 from streams.definitions.deployment import Deployment, check_inputs, deployed_tables
 from streams.definitions.registry import Definitions
 from streams.definitions.udf_states import StateWriter, UdfState
@@ -74,13 +75,16 @@ class DeployedCatalog:
         manifest = wanted.manifest
         try:
             check_inputs(manifest, self._definitions.keyspaces)
-            validate_module(wanted.module, self._modules, manifest.limits)
+            puts = put_rules(manifest, self._definitions.keyspaces, self._inner.put_schemas)
+            validate_module(wanted.module, self._modules, manifest.limits, is_map=manifest.is_map)
         except StreamsError as error:
             self.refusal = str(error)
             return
         self.refusal = ""
         self._running = wanted
-        self._module = DeployedModule(manifest.version, wanted.sha256, wanted.module, manifest.limits)
+        self._module = DeployedModule(
+            manifest.version, wanted.sha256, wanted.module, manifest.limits, manifest.kind, puts
+        )
 
     @property
     def deployed(self) -> DeployedModule | None:

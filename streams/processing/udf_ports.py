@@ -231,12 +231,12 @@ class UdfFold:
         if not rejects:
             return ()
         batch = Batch.parse(raw)
-        return [_refused(batch.event(reject.index), reject) for reject in rejects]
+        return [refused(batch.event(reject.index), reject) for reject in rejects]
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """The changed rows, and events of earlier batches that only now turned out to stop the module."""
         rows = self._host.take()
-        return rows, [_refused(late.event, late.reject) for late in self._host.late_rejects]
+        return rows, [refused(late.event, late.reject) for late in self._host.late_rejects]
 
     def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
         """What the UDF puts out with the rows of the last take."""
@@ -251,5 +251,6 @@ class UdfFold:
         self._host.close()
 
 
-def _refused(event: Event, reject: Reject) -> Rejected:
+def refused(event: Event, reject: Reject) -> Rejected:
+    """The event for the dead letters."""
     return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)

@@ -22,9 +22,11 @@ from streams.kafka.run import TP, Run
 from streams.model.clock import wall_ms
 from streams.model.errors import StreamsError
 from streams.model.fold_table import FoldTable
-from streams.processing.catalog import Catalog, RulesCache
+from streams.model.keyspace import Keyspace
+from streams.processing.catalog import Catalog, DeployedModule, RulesCache
 from streams.processing.faust_app import FaustGroup, GroupOptions, Handlers
 from streams.processing.kafka_ports import ChangelogWriter, InputPartition
+from streams.processing.map_ports import MapFold, Puts
 from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollector
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
@@ -37,7 +39,10 @@ from streams.processing.shared_input import SharedInput
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
 from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables, deployed_fold
 from streams.processing.watchdog import LagWatchdog, Verdict
+from streams.wasm.decoder import DecoderConfig
 from streams.wasm.engine import ModuleCache
+from streams.wasm.fold_host import FoldHost
+from streams.wasm.map_host import MapHost
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +88,11 @@ class PartitionFactory:
         options, keyspace = self.options, table.keyspace
         changelog = TP(table.topic, table.first + tp.partition)
         deployed = self.catalog.deployed
-        fold = deployed_fold(table, deployed, self.modules) if deployed else builtin_fold(table, self.modules)
+        fold: MapHost | FoldHost
+        if deployed is not None and deployed.puts:
+            fold = MapHost(deployed.wasm, self.modules, deployed.kind, len(deployed.puts), deployed.limits)
+        else:
+            fold = deployed_fold(table, deployed, self.modules) if deployed else builtin_fold(table, self.modules)
         identity = TaskIdentity(
             table.name,
             tp.partition,
@@ -108,11 +117,18 @@ class PartitionFactory:
             restorer,
             InputPartition(self.admin, seek, tp),
             RunDecoder(self.decoders, self.rules, table),
-            UdfFold(fold),
+            UdfFold(fold) if isinstance(fold, FoldHost) else self._mapping(fold, deployed, tp),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
         )
         return PartitionTask(identity, ports, options.task)
+
+    def _mapping(self, host: MapHost, deployed: DeployedModule | None, tp: TP) -> MapFold:
+        def config_of(keyspace: Keyspace) -> DecoderConfig:
+            return self.rules.rules(FoldTable(keyspace.name, keyspace, keyspace.merge)).config
+
+        puts = Puts(deployed.puts if deployed else (), config_of, self.decoders, self.options.region)
+        return MapFold(host, puts, f"{tp.topic}/{tp.partition}")
 
     def close(self) -> None:
         """End the threads; all tasks must be released."""
@@ -242,8 +258,10 @@ class Worker:
 
     async def _follow_keyspaces(self) -> None:
         keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
-        await ensure_keyspace_topics(self._admin, keyspaces, self.options.logs)
-        if self._catalog.deployed is not None:
+        deployed = self._catalog.deployed
+        written = [put.keyspace for put in deployed.puts] if deployed else []
+        await ensure_keyspace_topics(self._admin, [*keyspaces, *written], self.options.logs)
+        if deployed is not None:
             await ensure_table_topics(self._admin, self._catalog.tables(), self.options.logs)
         await self._group.subscribe({each.events_topic for each in keyspaces})
 

@@ -11,7 +11,7 @@ from streams.model.keys import KEY_BYTES_MAX
 from streams.wasm.abi import OUTPUTS_EXPORT
 from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
-from streams.wasm.guest import Guest
+from streams.wasm.guest import open_guest
 
 REASON_MAX = 300
 OUTPUT_VALUE_BYTES_MAX = 1_000_000
@@ -97,7 +97,7 @@ class FoldInstance:
     def __init__(
         self, compiled: CompiledModule, limits: Limits, host: EngineHost, merge: int | None = None, outputs: int = 0
     ) -> None:
-        self._guest = Guest(compiled, limits, host)
+        self._guest = open_guest(compiled, limits, host)
         self._limits = limits
         self._merge = merge
         self._outputs = outputs

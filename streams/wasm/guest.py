@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 import wasmtime
 
@@ -23,6 +24,44 @@ _MESSAGES = {
     "UNREACHABLE": "unreachable executed",
     "BAD_CONVERSION_TO_INTEGER": "invalid conversion to integer",
 }
+
+
+class AnyGuest(Protocol):
+    """What hosts need of a running module: a core module's `Guest`, or a component behind the same calls."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of linear memory held."""
+        ...
+
+    def put(self, *parts: Buffer) -> tuple[int, int]:
+        """Gives an input; what to hand over to the call that takes it."""
+        ...
+
+    def call(self, name: str, *params: int) -> int:
+        """Calls an export. UdfTrap when it is stopped."""
+        ...
+
+    def describe(self, desc: int) -> tuple[bytes, int]:
+        """The answer of the call that returned `desc`, and its status."""
+        ...
+
+    def exports(self, name: str) -> bool:
+        """Whether there is such an export."""
+        ...
+
+    def close(self) -> None:
+        """Frees the instance."""
+        ...
+
+
+def open_guest(compiled: CompiledModule, limits: Limits, host: EngineHost) -> AnyGuest:
+    """A new instance of a module or component. UdfTrap when it cannot start."""
+    if compiled.is_component:
+        from streams.wasm.component_guest import ComponentGuest
+
+        return ComponentGuest(compiled, limits, host)
+    return Guest(compiled, limits, host)
 
 
 class Guest:
