@@ -15,6 +15,7 @@ from rich.console import Console
 from streams.bench.counters import EVENTS, ROUNDS, CountersOptions, Say, bench_counters
 from streams.bench.hostile import bench_hostile
 from streams.bench.ingest import PARTS, IngestOptions, bench_ingest
+from streams.bench.languages import bench_languages
 from streams.bench.latency import LatencyOptions, bench_put, bench_read, bench_visible
 from streams.bench.machine import machine
 from streams.bench.memory import MemoryOptions, bench_memory
@@ -64,6 +65,7 @@ BENCHES: dict[str, Bench] = {
     "visible": lambda _, say: bench_visible(LatencyOptions(), say),
     "read": lambda _, say: bench_read(LatencyOptions(), say),
     "restore": lambda _, say: bench_restore(RestoreBench(), say),
+    "languages": lambda _, say: bench_languages(say),
     "memory": lambda _, say: bench_memory(MemoryOptions(), say),
     "hostile": lambda _, say: bench_hostile(say),
     "strong": lambda request, say: bench_strong(request.strong(), say),

@@ -29,23 +29,25 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's director
 @one_line_errors
 def new(
     name: Annotated[str, typer.Argument(help="The UDF's name; the directory NAME is made here.")],
-    lang: Annotated[str, typer.Option(help="The language: c.")] = "c",
-    kind: Annotated[str, typer.Option(help="fold (events to rows) or function (request to response).")] = "fold",
+    lang: Annotated[str, typer.Option(help="The language: c, zig or python.")] = "c",
+    kind: Annotated[str, typer.Option(help="The kind: fold, map, filter, flat_map or function.")] = "fold",
 ) -> None:
     """Write a small UDF that works, with test vectors."""
-    from streams.cli.udf_template import files_of
+    from streams.client.udf_template import KINDS, LANGUAGES, files_of
 
     check_name(name, field="NAME")
-    if lang != "c":
-        raise BadInput(f"UDFs in {lang[:20]} are not built yet", field="--lang", fix="use c")
-    if kind not in ("fold", "function"):
-        raise BadInput(f"{kind[:20]!r} is no kind", field="--kind", fix="use fold or function")
+    if lang not in LANGUAGES:
+        raise BadInput(f"UDFs are not written in {lang[:20]}", field="--lang", fix=f"use {', '.join(LANGUAGES)}")
+    if kind not in KINDS:
+        raise BadInput(f"{kind[:20]!r} is no kind", field="--kind", fix=f"use {', '.join(KINDS)}")
+    if kind == "function" and lang != "c":
+        raise BadInput(f"functions in {lang} are not built yet", field="--lang", fix="use c")
     place = Path(name)
     try:
         place.mkdir()
     except FileExistsError:
         raise Conflict(f"{place} is there already", field="NAME", fix="choose another name, or remove it") from None
-    for file, text in files_of(name, kind).items():
+    for file, text in files_of(name, lang, kind).items():
         (place / file).write_text(text)
         print(place / file)
 
@@ -56,7 +58,7 @@ def build(
     directory: Directory,
     names: Annotated[bool, typer.Option(help="Keep functions' names, which backtraces of traps show.")] = True,
 ) -> None:
-    """Compile the directory's C source to WebAssembly."""
+    """Compile the directory's source (C, Zig or Python) to WebAssembly."""
     from streams.wasm.build import write_modules
 
     for path in write_modules(directory, names=names):
@@ -65,8 +67,17 @@ def build(
 
 @app.command()
 @one_line_errors
-def test(directory: Directory) -> None:
-    """Check manifest and module as a deploy does, and run vectors.json on the real host, without Kafka."""
+def test(
+    directory: Directory,
+    events: Annotated[int, typer.Option(help="Random events in each round of the fuzz.", min=1, max=100_000)] = 300,
+    rounds: Annotated[int, typer.Option(help="Rounds of the fuzz; 0: none.", min=0, max=10_000)] = 3,
+    seed: Annotated[int | None, typer.Option(help="The fuzz's seed; it is printed.")] = None,
+    schema: Annotated[
+        list[str] | None, typer.Option(help="KEYSPACE=FILE: the Avro schema of a keyspace that is not built in.")
+    ] = None,
+) -> None:
+    """Check manifest and module as a deploy does, run vectors.json and a fuzz on the real host, without Kafka."""
+    from streams.cli.udf_check import check_udf
     from streams.client.udfs import ready_module
     from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
     from streams.wasm.engine import ModuleCache
@@ -85,7 +96,11 @@ def test(directory: Directory) -> None:
     if failures:
         raise typer.Exit(1)
     count = len(json.loads((directory / "vectors.json").read_text())["cases"])
-    print(f"{manifest.name} {manifest.version}: {count} vectors pass, the module may be deployed")
+    print(f"{manifest.name} {manifest.version}: {count} vectors pass")
+    if manifest.function is None:
+        wasm = (directory / f"{manifest.name}.wasm").read_bytes()
+        check_udf(manifest, wasm, cache, events, rounds, seed, schema or [])
+    print("the module may be deployed")
 
 
 @app.command()
@@ -135,7 +150,7 @@ def list_udfs(
             return
         for each in found:
             what = (
-                f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if "inputs" in each else _does(each)
+                f"{', '.join(each['inputs'])} → {each['table']} ({each['merge']})" if each.get("table") else _does(each)
             )
             print(f"{each['name']} {each['version']}  {each['kind']}  {what}")
             print_regions(each)
@@ -164,6 +179,8 @@ def remove(
 def _does(found: dict[str, Any]) -> str:
     if found["kind"] == "function":
         return f"answers at /v1/functions/{found['name']}"
+    if found["table"] is None:
+        return f"writes {', '.join(found['inputs'])} → {', '.join(found['output'])}"
     return f"makes table {found['table']}"
 
 

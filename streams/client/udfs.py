@@ -12,7 +12,7 @@ from streams.model.errors import BadInput
 def udf_form(directory: str | Path) -> tuple[bytes, str]:
     """A UDF directory as a multipart body, and its content type.
 
-    The module is `<name>.wasm`; where there is none, or its C source is newer, it is built and written first. BadInput
+    The module is `<name>.wasm`; where there is none, or its source is newer, it is built and written first. BadInput
     when there is neither, or udf.toml cannot be read; the gateway judges the rest.
     """
     place = Path(directory)
@@ -22,7 +22,9 @@ def udf_form(directory: str | Path) -> tuple[bytes, str]:
         raise BadInput(
             f"cannot read {place / 'udf.toml'}: {error.strerror}", field="DIR", fix="name a UDF's directory"
         ) from None
-    return multipart({"manifest": manifest, "module": ready_module(place, manifest)})
+    from streams.wasm.packing import packed
+
+    return multipart({"manifest": manifest, "module": packed(ready_module(place, manifest))})
 
 
 def ready_module(place: Path, manifest: bytes) -> bytes:
@@ -31,10 +33,10 @@ def ready_module(place: Path, manifest: bytes) -> bytes:
         name = str(tomllib.loads(manifest.decode()).get("name", ""))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"udf.toml is not TOML: {error}", field="manifest") from None
-    module, source = place / f"{name}.wasm", place / f"{name}.c"
     if not name or "/" in name:
         raise BadInput("udf.toml does not give it", field="name", fix='add name = "…"')
-    if source.is_file() and (not module.is_file() or module.stat().st_mtime < source.stat().st_mtime):
+    module, source = place / f"{name}.wasm", _source(place, name)
+    if source is not None and (not module.is_file() or module.stat().st_mtime < source.stat().st_mtime):
         from streams.wasm.build import write_modules
 
         write_modules(place)
@@ -42,8 +44,15 @@ def ready_module(place: Path, manifest: bytes) -> bytes:
         return module.read_bytes()
     except OSError:
         raise BadInput(
-            f"there is neither {name}.wasm nor {name}.c in {place}", field="module", fix="see `streams udf new`"
+            f"there is neither {name}.wasm nor {name}.c, .zig or .py in {place}",
+            field="module",
+            fix="see `streams udf new`",
         ) from None
+
+
+def _source(place: Path, name: str) -> Path | None:
+    found = (place / f"{name}{suffix}" for suffix in (".c", ".zig", ".py"))
+    return next((each for each in found if each.is_file()), None)
 
 
 def multipart(parts: dict[str, bytes]) -> tuple[bytes, str]:

@@ -8,13 +8,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streams.definitions.chains import check_loops
 from streams.definitions.entries import Entry
 from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import DERIVED, FoldTable
 from streams.model.keyspace import Keyspace
+from streams.model.row import MergeType
 from streams.wasm.admission import version_key
 from streams.wasm.engine import module_hash
 from streams.wasm.manifest import Manifest, parse_manifest
+from streams.wasm.packing import packed, unpacked
 
 KIND = "version"
 
@@ -70,7 +73,7 @@ class Deployment:
             "version": self.manifest.version,
             "manifest": self.manifest_text,
             "sha256": self.sha256,
-            "module": base64.b64encode(self.module).decode(),
+            "module": base64.b64encode(packed(self.module)).decode(),
             "deployed_ms": self.deployed_ms,
             "deployed_by": self.deployed_by,
             "region": self.region,
@@ -88,7 +91,7 @@ class Deployment:
         body: Mapping[str, Any] = entry.value or {}
         text, removed = str(body["manifest"]), bool(body["removed"])
         try:
-            module = base64.b64decode(str(body["module"]), validate=True)
+            module = unpacked(base64.b64decode(str(body["module"]), validate=True))
         except binascii.Error as error:
             raise ValueError(f"the module is not base64: {error}") from None
         sha256 = str(body["sha256"])
@@ -108,8 +111,9 @@ class Deployment:
         manifest, function = self.manifest, self.manifest.function
         made: dict[str, object] = {
             "inputs": list(manifest.inputs),
-            "table": manifest.table,
+            "table": None if manifest.is_map else manifest.table,
             "merge": manifest.merges[0].label if manifest.merges else None,
+            "output": list(manifest.puts),
             "ttl_ms": manifest.ttl_ms,
         }
         if function is not None:
@@ -161,11 +165,11 @@ def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -
             FoldTable(
                 deployment.table,
                 keyspace,
-                manifest.merges[0],
+                MergeType.LWW if manifest.is_map else manifest.merges[0],  # a map's table has markers only
                 outputs=manifest.outputs,
                 first=first,
                 total=total,
-                ttl_ms=manifest.ttl_ms,
+                ttl_ms=(manifest.ttl_ms or 0) if manifest.is_map else manifest.ttl_ms,
             )
         )
         first += keyspace.partitions
@@ -184,8 +188,8 @@ def check_inputs(manifest: Manifest, keyspaces: Mapping[str, Keyspace]) -> None:
     if manifest.table in keyspaces or any(each.name == manifest.table for each in DERIVED):
         raise Conflict(
             f"{manifest.table} is a keyspace's or a built-in table",
-            field="table",
-            fix="name another with table = in udf.toml",
+            field="name" if manifest.is_map else "table",
+            fix="choose another name" if manifest.is_map else "name another with table = in udf.toml",
         )
 
 
@@ -250,6 +254,7 @@ def follows(
             raise Conflict(f"{new.table} is the table of UDF {each.name}{kept}", field="table", fix="name another")
         if not each.removed and set(each.manifest.outputs) & set(new.outputs):
             raise Conflict(f"UDF {each.name} puts out to the same topic", field="outputs", fix="name another")
+    check_loops(new, [each.manifest for each in others if not each.removed])
     if (before is None or before.removed) and sum(not each.removed for each in others) >= udfs_max:
         raise Conflict(f"{udfs_max} UDFs are deployed already", field="name", fix="remove one first")
     return True

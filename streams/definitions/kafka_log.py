@@ -29,12 +29,13 @@ TOPIC_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class KafkaLogOptions:
-    """`topic`: the name at home, also the transactional id of writers; `settings`: what it is created with. Waits in
-    seconds, sizes in bytes."""
+    """`topic`: the name at home, also the transactional id of writers; `settings`: what it is created with.
+    `batch_bytes`: the largest record that may be written. Waits in seconds, sizes in bytes."""
 
     topic: str = TOPIC
     settings: Mapping[str, str] = field(default_factory=lambda: TOPIC_SETTINGS)
     request_timeout_s: float = 20.0
+    batch_bytes: int = 900_000
     fetch: FetchOptions = FetchOptions(client_id="streams-definitions", partition_bytes=1 << 20)  # noqa: RUF009
 
 
@@ -149,7 +150,7 @@ class KafkaDefinitionsLog:
     async def claim(self, timeout_s: float) -> Sequence[Entry]:
         """Initialise the topic's one producer id, which fences other writers and ends what they began; then read."""
         if self._writer is None:
-            options = WriterOptions(timeout_s=timeout_s, transaction_timeout_s=30.0)
+            options = WriterOptions(timeout_s, 30.0, self._options.batch_bytes)
             self._writer = TransactionalWriter(self._link, self._options.topic, options)
         try:
             await self._writer.start()

@@ -26,6 +26,7 @@ RECORD_BYTES_MAX = 20 << 20
 KAFKA = KafkaLogOptions(
     topic=TOPIC,
     settings={**TOPIC_SETTINGS, "max.message.bytes": str(RECORD_BYTES_MAX)},
+    batch_bytes=RECORD_BYTES_MAX - 1024,
     fetch=FetchOptions(client_id="streams-udfs", partition_bytes=1 << 20, max_wait_ms=2_000),
 )
 _OPTIONS = DefinitionsOptions(kafka=KAFKA)

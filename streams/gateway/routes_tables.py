@@ -75,6 +75,8 @@ class TableRoutes:
             spec = table.spec
             if not all(call.principal.may(keyspace, "read") for keyspace in spec.keyspaces):
                 continue
+            if self._gateway.udfs is not None and self._gateway.udfs.is_map(name):
+                continue
             rows.append(
                 {
                     "name": name,

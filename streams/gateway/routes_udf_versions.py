@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from streams.model.merge import Merged
 from streams.model.ttl import parse_ttl_ms
 from streams.wasm.admission import admit_manifest
 from streams.wasm.manifest import Manifest
+from streams.wasm.packing import unpacked
 
 NAME = Param("name", "path", "The UDF", {"type": "string"}, True)
 WAIT = IntParam("wait", "How many seconds to wait, at most, for all regions that are heard from", 0, 50, 10)
@@ -59,7 +61,8 @@ def service_of(gateway: Gateway) -> UdfService:
 def touched(manifest: Manifest) -> tuple[str, ...]:
     """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
     function = manifest.function
-    return manifest.inputs if function is None else tuple(dict.fromkeys((*function.tables, *function.puts)))
+    names = (*manifest.inputs, *manifest.puts) if function is None else (*function.tables, *function.puts)
+    return tuple(dict.fromkeys(names))
 
 
 async def read_form(call: Call, service: UdfService) -> tuple[Manifest, str, bytes]:
@@ -74,7 +77,7 @@ async def read_form(call: Call, service: UdfService) -> tuple[Manifest, str, byt
         raise BadInput("udf.toml is not UTF-8", field="manifest", fix="save it as UTF-8") from None
     manifest = admit_manifest(text, service.caps)
     authorize_deploy(call.principal, touched(manifest))
-    return manifest, text, parts["module"]
+    return manifest, text, await asyncio.to_thread(unpacked, parts["module"])
 
 
 def order_of(call: Call, how: str = releases.AUTO) -> Order:

@@ -37,7 +37,7 @@ class UdfRoutes:
                 "POST",
                 "/v1/udfs",
                 self.deploy_udf,
-                "Deploy a UDF (a fold or a function) in all regions; another version of a fold is built beside it",
+                "Deploy a fold, map, filter, flat_map or function in all regions; a fold's next version beside it",
                 "deploy",
                 (WAIT, FROM, IN_PLACE, KEEP),
                 {"multipart/form-data": FORM},
@@ -115,4 +115,4 @@ class UdfRoutes:
         service, name = self._service, call.part("name")
         authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
         gone = await service.udfs.remove(name, call.principal.name, service.keep_ms(None), wall_ms())
-        return reply({"removed": gone.name, "table": gone.manifest.table})
+        return reply({"removed": gone.name, "table": None if gone.manifest.is_map else gone.manifest.table})

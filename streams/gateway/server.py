@@ -18,6 +18,7 @@ import numpy as np
 import uvloop
 
 from streams.definitions import Definitions
+from streams.definitions.chains import put_schemas
 from streams.definitions.deployment import Deployment
 from streams.definitions.udf_states import StateReader, StateWriter, UdfState, topic_spec
 from streams.definitions.udfs import Udfs
@@ -135,6 +136,7 @@ class GatewayServer:
             lambda: self.tables.served,
             options.udfs,
             self.tables.pointed,
+            lambda keyspace: put_schemas(self.definitions, keyspace),
         )
         self.versions = VersionKeeper(self.udfs, self.tables, self._admin)
         self.versions.moved = self._follow_definitions

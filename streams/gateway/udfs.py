@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.definitions import releases
+from streams.definitions.chains import PutSchemas, put_rules
 from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables, parse_label
 from streams.definitions.releases import Release, Wish
 from streams.definitions.udf_states import StateReader
@@ -26,6 +27,7 @@ from streams.model.topology import Topology
 from streams.wasm.admission import DeployCaps, admit_module
 from streams.wasm.engine import ModuleCache
 from streams.wasm.manifest import Manifest
+from streams.wasm.packing import packed
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class UdfService:
     table_names: Callable[[], Collection[str]] = tuple
     caps: DeployCaps = field(default_factory=DeployCaps)
     pointed: Callable[[str], str | None] = lambda _: None
+    put_schemas: PutSchemas = lambda _keyspace: {}
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
@@ -109,10 +112,12 @@ class UdfService:
             check_function(manifest, keyspaces, self.table_names())
         else:
             check_inputs(manifest, keyspaces)
+            put_rules(manifest, keyspaces, self.put_schemas)
         inputs = [keyspaces[name] for name in manifest.inputs]
-        began, _ = await asyncio.gather(
+        began, _, _ = await asyncio.gather(
             reaches(self.topology.regions, inputs, order.from_ms),
             asyncio.to_thread(admit_module, module, manifest, self.caps, ModuleCache()),
+            asyncio.to_thread(packed, module),  # it is remembered for the record; the event loop goes on meanwhile
         )
         made = Deployment.make(text, module, wall_ms(), who, self.region)
         wish = Wish(order.how, order.beginning, self.keep_ms(order.keep_ms))
@@ -177,6 +182,10 @@ class UdfService:
         every = [each for name in self.udfs.folds for each in self.udfs.generations(name).values()]
         found = [(each, deployed_tables(each, keyspaces)) for each in every if each.manifest.table not in keyspaces]
         return [(each, tables) for each, tables in found if tables]
+
+    def is_map(self, table: str) -> bool:
+        """Whether a table is a map's, which has no rows: not shown."""
+        return any(each.manifest.table == table and each.manifest.is_map for each in self.udfs.live.values())
 
     def described(self, of: Deployment) -> dict[str, Any]:
         """A deployment, how it does in each region, what it uses there, and its other versions. `served_here`: the

@@ -17,7 +17,8 @@ class FoldTable:
     schema that the UDF reads; empty: by the merge type, or values as they came. `outputs`: the topics that the UDF's
     outputs go to, by their index. The name is also the changelog's, the transactional ids' and the directory's.
     A table of several inputs has one FoldTable for each: its partitions begin at `first` of the changelog's `total`
-    (0: as many as the input has). `ttl_ms`: the time to live of rows whose put gives none, instead of the keyspace's.
+    (0: as many as the input has). `ttl_ms`: the time to live of rows whose put gives none, instead of the keyspace's
+    (0: for ever).
     """
 
     name: str

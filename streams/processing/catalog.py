@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from streams.definitions.chains import PutRule
 from streams.definitions.registry import Definitions
 from streams.model.fold_table import DERIVED, DerivedFold, FoldTable, fold_tables
 from streams.model.keyspace import BUILTIN, Keyspace
@@ -28,7 +29,7 @@ _UDF_INPUT = {
 @dataclass(frozen=True, slots=True)
 class DeployedModule:
     """A deployed UDF's module, the version that it is of, what it may use, and what happens when it traps. `from_ms`:
-    from when on it folds the log; 0: all of it."""
+    from when on it folds the log; 0: all of it. `puts`: where a map writes to."""
 
     version: str
     sha256: str
@@ -37,6 +38,8 @@ class DeployedModule:
     name: str = ""
     policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
     from_ms: int = 0
+    kind: str = "fold"
+    puts: tuple[PutRule, ...] = ()
 
 
 class Catalog(Protocol):
@@ -99,7 +102,7 @@ def keyspace_rules(
 ) -> KeyspaceRules:
     """The rules of a keyspace whose puts may carry these schemas, for a UDF that reads the schema `reads`.
 
-    `ttl_ms`: the time to live of puts that give none; None: the keyspace's.
+    `ttl_ms`: the time to live of puts that give none; None: the keyspace's; 0: for ever.
     """
     builtin = load_builtin()
     programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document)) for schema in puts.values()}
@@ -108,7 +111,8 @@ def keyspace_rules(
     wanted = reads or _UDF_INPUT.get(keyspace.merge)
     reader = builtin[wanted] if wanted else None
     others = {} if reader is None else {ident: schema for ident, schema in puts.items() if ident != reader.id}
-    config = DecoderConfig(keyspace.name, programs, ttl_ms or keyspace.ttl_ms, frame_schema_id=builtin[FRAME].id)
+    default_ms = keyspace.ttl_ms if ttl_ms is None else ttl_ms or None
+    config = DecoderConfig(keyspace.name, programs, default_ms, frame_schema_id=builtin[FRAME].id)
     return KeyspaceRules(config, reader, others)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from streams.definitions.chains import put_rules
 from streams.definitions.deployment import Deployment, check_inputs, deployed_tables, parse_label
 from streams.definitions.registry import Definitions
 from streams.definitions.udf_states import StateWriter, UdfState, last_state
@@ -82,7 +83,8 @@ class DeployedCatalog:
         try:
             check_inputs(manifest, self._definitions.keyspaces)
             limits = capped(manifest, self._caps)
-            validate_module(wanted.module, self._modules, limits)
+            puts = put_rules(manifest, self._definitions.keyspaces, self._inner.put_schemas)
+            validate_module(wanted.module, self._modules, limits, is_map=manifest.is_map)
         except StreamsError as error:
             self.refusal = str(error)
             return
@@ -96,6 +98,8 @@ class DeployedCatalog:
             manifest.name,
             manifest.policy,
             from_ms=wanted.from_ms,
+            kind=manifest.kind,
+            puts=puts,
         )
 
     @property

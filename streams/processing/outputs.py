@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from streams.model.errors import Conflict
 from streams.processing.commit import Headers
-from streams.processing.ports import Output
+from streams.processing.ports import Made, Output
 
 SOURCE_HEADER = "source"
 
@@ -23,12 +23,15 @@ def output_headers(time_ms: int, region: str, input_key: str, position: int) -> 
     )
 
 
-def outputs_of(made: Sequence[tuple[int, bytes, bytes]], topics: Sequence[str], headers: Headers) -> list[Output]:
+def outputs_of(made: Sequence[Made], topics: Sequence[str], headers: Headers) -> list[Output]:
     """The records of (index of the topic, key, value). Conflict when the table has no such topic."""
-    if any(not 0 <= index < len(topics) for index in {index for index, _, _ in made}):
+    plain = [each for each in made if not isinstance(each, Output)]
+    if any(not 0 <= index < len(topics) for index in {index for index, _, _ in plain}):
         raise Conflict(
             f"the UDF writes to an output beyond its {len(topics)}",
             field="outputs",
             fix="name all its topics in udf.toml and in the table",
         )
-    return [Output(topics[index], None, key, value, headers) for index, key, value in made]
+    if len(plain) != len(made):
+        return [each for each in made if isinstance(each, Output)]  # a map's: whole as they are
+    return [Output(topics[index], None, key, value, headers) for index, key, value in plain]

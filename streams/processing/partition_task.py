@@ -19,7 +19,7 @@ from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
 from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
-from streams.processing.ports import Decoded, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
+from streams.processing.ports import Decoded, Made, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
 from streams.processing.position import after, start_of
 from streams.processing.run_part import part_of
 from streams.processing.task_stats import TaskStats
@@ -421,7 +421,7 @@ class PartitionTask:
         self.stats.take_s += self._ports.now_s() - began_s
         return _Unit(stamped, records, outputs, marker)
 
-    def _put_out(self, made: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def _put_out(self, made: Sequence[Made]) -> None:
         if not made:
             return
         identity = self.identity

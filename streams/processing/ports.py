@@ -60,6 +60,10 @@ class Output:
     headers: Headers
 
 
+Made = tuple[int, bytes, bytes] | Output
+"""What a UDF puts out: of a fold (index of its topic, key, value), of a map the record as it is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A run's events, ready to fold. `last_append_ms`: append time of its last event (0: none, not even a bad one)."""
@@ -154,8 +158,8 @@ class FoldPort(Protocol):
         """The rows changed since the last take, and events of earlier folds that only now turned out bad."""
         ...
 
-    def take_outputs(self) -> Sequence[tuple[int, bytes, bytes]]:
-        """The UDF's outputs that belong to the rows of the last take: (index of its topic, key, value)."""
+    def take_outputs(self) -> Sequence[Made]:
+        """The UDF's outputs that belong to the rows of the last take: (index of its topic, key, value), or whole."""
         ...
 
     def committed(self) -> None:

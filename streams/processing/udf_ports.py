@@ -332,3 +332,8 @@ class UdfFold:
 
 def _shown(key: bytes) -> str:
     return key.decode("utf-8", "replace")[:80]
+
+
+def refused(event: Event, reject: Reject) -> Rejected:
+    """The event for the dead letters, without a black box."""
+    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)

@@ -23,25 +23,30 @@ from streams.kafka.run import TP, Run
 from streams.model.clock import wall_ms
 from streams.model.errors import StreamsError
 from streams.model.fold_table import FoldTable
+from streams.model.keyspace import Keyspace
 from streams.processing.catalog import Catalog, RulesCache
 from streams.processing.faust_app import FaustGroup, GroupOptions, Handlers
 from streams.processing.kafka_ports import ChangelogWriter, InputPartition
+from streams.processing.map_ports import MapFold, Puts
 from streams.processing.meter_reports import MeterReporter
 from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollector
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
 from streams.processing.pieces import offer_pieces
-from streams.processing.ports import TaskPorts
+from streams.processing.ports import FoldPort, TaskPorts
 from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
 from streams.processing.shared_input import SharedInput
 from streams.processing.table_use import CountedChangelog
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
 from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables, deployed_fold
-from streams.processing.udf_runs import UdfRuns, UdfUse
+from streams.processing.udf_runs import UdfRun, UdfRuns, UdfUse
 from streams.processing.watchdog import LagWatchdog, Verdict
+from streams.wasm.decoder import DecoderConfig
 from streams.wasm.engine import ModuleCache
+from streams.wasm.fold_host import FoldHost
+from streams.wasm.map_host import MapHost
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +94,12 @@ class PartitionFactory:
         changelog = TP(table.topic, table.first + tp.partition)
         deployed = self.catalog.deployed
         udf = self.udfs.of(table, deployed)
-        if deployed:
+        fold: MapHost | FoldHost
+        if deployed is not None and deployed.puts:
+            fold = MapHost(
+                deployed.wasm, self.modules, deployed.kind, len(deployed.puts), deployed.limits, meter=udf.meter
+            )
+        elif deployed is not None:
             fold = deployed_fold(table, deployed, self.modules, udf.meter)
         else:
             fold = builtin_fold(table, self.modules, udf.meter)
@@ -118,12 +128,23 @@ class PartitionFactory:
             counted if udf.use.limited else restorer,
             InputPartition(self.admin, seek, tp, deployed.from_ms if deployed else 0),
             RunDecoder(self.decoders, self.rules, table),
-            UdfFold(fold, udf.containment, udf.info),
+            self._folding(fold, udf, tp),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
             udf.containment,
         )
         return PartitionTask(identity, ports, options.task)
+
+    def _folding(self, host: MapHost | FoldHost, udf: UdfRun, tp: TP) -> FoldPort:
+        if isinstance(host, FoldHost):
+            return UdfFold(host, udf.containment, udf.info)
+        deployed = self.catalog.deployed
+
+        def config_of(keyspace: Keyspace) -> DecoderConfig:
+            return self.rules.rules(FoldTable(keyspace.name, keyspace, keyspace.merge)).config
+
+        puts = Puts(deployed.puts if deployed else (), config_of, self.decoders, self.options.region)
+        return MapFold(host, puts, f"{tp.topic}/{tp.partition}", udf.containment)
 
     def close(self) -> None:
         """End the threads; all tasks must be released."""
@@ -264,8 +285,10 @@ class Worker:
 
     async def _follow_keyspaces(self) -> None:
         keyspaces = [each for each in self._catalog.keyspaces() if each.consistency != "strong"]
-        await ensure_keyspace_topics(self._admin, keyspaces, self.options.logs)
-        if self._catalog.deployed is not None:
+        deployed = self._catalog.deployed
+        written = [put.keyspace for put in deployed.puts] if deployed else []
+        await ensure_keyspace_topics(self._admin, [*keyspaces, *written], self.options.logs)
+        if deployed is not None:
             await ensure_table_topics(self._admin, self._catalog.tables(), self.options.logs)
         await self._group.subscribe({each.events_topic for each in keyspaces})
 

@@ -1,12 +1,14 @@
-"""What a module must export to be a fold module of ABI v1; refusals say what is missing."""
+"""What a module must export to be a fold module of ABI v1, or one of map v1; refusals say what is missing."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import wasmtime
 
 from streams.model.errors import BadInput
 from streams.wasm.engine import CompiledModule, Limits, ModuleCache, UdfTrap
-from streams.wasm.guest import Guest
+from streams.wasm.guest import open_guest
 
 ABI_VERSION = 1
 MODULE_BYTES_MAX = 32 << 20
@@ -17,6 +19,9 @@ _FOLD_EXPORTS: dict[str, int] = {
     "streams_fold": 2,
     "streams_take": 0,
 }
+FOLD_MARKER, MAP_MARKER = f"streams_abi_v{ABI_VERSION}", f"streams_map_v{ABI_VERSION}"
+_MARKERS = (FOLD_MARKER, MAP_MARKER, "streams_machine_v1", "streams_decoder_v1")
+_MAP_EXPORTS: dict[str, int] = {"streams_alloc": 1, "streams_map": 2}
 OUTPUTS_EXPORT = "streams_outputs"
 """Optional: a module that writes to output topics exports it."""
 
@@ -28,34 +33,50 @@ def _is_i32_function(kind: object, n_params: int) -> bool:
     return params == ["i32"] * n_params and results == ["i32"]
 
 
-def check_fold_module(compiled: CompiledModule) -> None:
-    """BadInput unless the module's imports and exports are those of a fold UDF of ABI v1; nothing is run."""
+def _check_module(compiled: CompiledModule, marker: str, wanted: Mapping[str, int]) -> dict[str, object]:
+    """The module's exports by name, if they are those wanted and it imports nothing."""
     imports = [f"{i.module}.{i.name}" for i in compiled.module.imports]
     if imports:
         raise BadInput(
             f"the module imports {', '.join(imports[:5])}",
             field="module",
-            fix="a fold UDF imports nothing: no WASI, clock or randomness",
+            fix="a UDF imports nothing: no WASI, clock or randomness",
         )
-    exports = {e.name: e.type for e in compiled.module.exports}
-    marker = f"streams_abi_v{ABI_VERSION}"
+    exports: dict[str, object] = {e.name: e.type for e in compiled.module.exports}
     if marker not in exports:
-        other = sorted(n for n in exports if n.startswith("streams_abi_v"))
-        detail = f"the module is of {other[0]}" if other else f"the module does not export {marker}"
-        raise BadInput(detail, field="module", fix=f"build it with the SDK of ABI v{ABI_VERSION}")
-    for name, n_params in {marker: 0, **_FOLD_EXPORTS}.items():
+        versions = sorted(n for n in exports if n.startswith(marker[:-1]))
+        kinds = sorted(n for n in exports if n in _MARKERS)
+        detail = f"the module does not export {marker}" + (f", but {kinds[0]}" if kinds else "")
+        detail = f"the module is of {versions[0]}" if versions else detail
+        raise BadInput(detail, field="module", fix=f"build it with the SDK of ABI v{ABI_VERSION}, as udf.toml's kind")
+    for name, n_params in {marker: 0, **wanted}.items():
         if name not in exports:
             raise BadInput(f"the module does not export {name}", field="module", fix="see wasm_udfs/ABI.md")
         if not _is_i32_function(exports[name], n_params):
             raise BadInput(f"export {name} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
-    if OUTPUTS_EXPORT in exports and not _is_i32_function(exports[OUTPUTS_EXPORT], 0):
-        raise BadInput(f"export {OUTPUTS_EXPORT} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
     if not isinstance(exports.get("memory"), wasmtime.MemoryType):
         raise BadInput("the module does not export its memory", field="module", fix="see wasm_udfs/ABI.md")
+    return exports
 
 
-def validate_module(wasm: bytes, cache: ModuleCache, limits: Limits | None = None) -> str:
-    """The module's hash, if it is a fold module of ABI v1 that starts within `limits`; BadInput otherwise.
+def check_fold_module(compiled: CompiledModule) -> None:
+    """BadInput unless the module's imports and exports are those of a fold UDF of ABI v1; nothing is run."""
+    if compiled.is_component:
+        return  # it has one export for all, and is asked what it is when it starts
+    exports = _check_module(compiled, FOLD_MARKER, _FOLD_EXPORTS)
+    if OUTPUTS_EXPORT in exports and not _is_i32_function(exports[OUTPUTS_EXPORT], 0):
+        raise BadInput(f"export {OUTPUTS_EXPORT} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
+
+
+def check_map_module(compiled: CompiledModule) -> None:
+    """BadInput unless the module is one of map v1 (map, filter, flat_map); nothing is run."""
+    if not compiled.is_component:
+        _check_module(compiled, MAP_MARKER, _MAP_EXPORTS)
+
+
+def validate_module(wasm: bytes, cache: ModuleCache, limits: Limits | None = None, *, is_map: bool = False) -> str:
+    """The module's hash, if it is a fold module of ABI v1 (or one of map v1) that starts within `limits`; BadInput
+    otherwise.
 
     Refuses what is not WebAssembly, is over 32 MiB, has imports, lacks an export or answers another ABI version.
     """
@@ -63,11 +84,11 @@ def validate_module(wasm: bytes, cache: ModuleCache, limits: Limits | None = Non
         raise BadInput(f"the module has {len(wasm)} bytes, over {MODULE_BYTES_MAX}", field="module")
     limits = limits or Limits()
     compiled = cache.load(wasm, stack_bytes=limits.stack_bytes)
-    check_fold_module(compiled)
+    check_map_module(compiled) if is_map else check_fold_module(compiled)
     try:
-        guest = Guest(compiled, limits, cache.host)
+        guest = open_guest(compiled, limits, cache.host)
         try:
-            answered = guest.call(f"streams_abi_v{ABI_VERSION}")
+            answered = guest.call(MAP_MARKER if is_map else FOLD_MARKER)
         finally:
             guest.close()
     except UdfTrap as trap:

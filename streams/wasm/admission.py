@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from streams.model.errors import BadInput
-from streams.wasm.abi import validate_module
+from streams.wasm.abi import MODULE_BYTES_MAX, validate_module
 from streams.wasm.caps import DEFAULT_CAPS, capped
-from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.engine import COMPONENT, Limits, ModuleCache
 from streams.wasm.function_host import check_function
 from streams.wasm.function_manifest import FIELDS, FunctionCaps, check_function_caps
-from streams.wasm.manifest import Manifest, parse_manifest
+from streams.wasm.manifest import MAPS, Manifest, parse_manifest
+from streams.wasm.packing import packed
 
 MANIFEST_BYTES_MAX = 64 << 10
 _FIELDS = (
-    "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants",
-    "on_trap", "trap_limit", "trap_window_s",
+    "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants", "output",
+    "writes", "on_trap", "trap_limit", "trap_window_s",
 )  # fmt: skip
 _FUNCTION_FIELDS = ("name", "version", "abi", "kind", "limits", "constants", *FIELDS)
 _MERGES = ("lww", "counter", "max", "min")
@@ -27,8 +29,8 @@ _RESERVED = ("events", "table", "dead-letter", "late", "alerts", "definitions", 
 
 @dataclass(frozen=True, slots=True)
 class DeployCaps:
-    """What the operator allows. `module_bytes`: a module travels as one Kafka record; `udfs`: how many are deployed at
-    once, each a process in every region; `limits`: the most that a manifest may ask for,
+    """What the operator allows. `module_bytes`: a module travels as one Kafka record (a component packed); `udfs`: how
+    many are deployed at once, each a process in every region; `limits`: the most that a manifest may ask for,
     `functions` the same of a function; `keep_s`: how long a version that was replaced, or a removed table, is kept at
     most."""
 
@@ -50,7 +52,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
-    """The manifest of a fold or function that may be deployed, with the limits it gets. BadInput: what is wrong."""
+    """The manifest of a UDF of a kind that may be deployed, with the limits it gets. BadInput names the wrong field."""
     if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
         raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
     manifest = parse_manifest(text)
@@ -63,8 +65,31 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
     if manifest.function is not None:
         check_function_caps(manifest.function, manifest.limits, caps.functions)
         return manifest
-    if manifest.kind != "fold":
-        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix="use fold or function")
+    if manifest.kind != "fold" and not manifest.is_map:
+        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix=f"use fold, {', '.join(MAPS)}, function")
+    if not manifest.inputs:
+        raise BadInput("udf.toml names no keyspace to read", field="inputs", fix='add inputs = ["score"], for example')
+    _check_map(manifest, tomllib.loads(text)) if manifest.is_map else _check_fold(manifest)
+    return replace(manifest, limits=capped(manifest, caps.limits))
+
+
+def _check_map(manifest: Manifest, given: Mapping[str, object]) -> None:
+    for name in ("table", "merge", "outputs"):
+        if name in given:
+            raise BadInput(
+                f"a {manifest.kind} makes no table", field=name, fix='remove it; output = "keyspace" says where'
+            )
+    if not manifest.puts:
+        raise BadInput("udf.toml does not say where it writes to", field="output", fix='add output = "kv", for example')
+    if manifest.kind == "filter" and any(manifest.writes):
+        raise BadInput("a filter passes values as they are", field="writes", fix="remove it")
+
+
+def _check_fold(manifest: Manifest) -> None:
+    if manifest.puts:
+        raise BadInput(
+            "a fold makes a table, no puts", field="output", fix="use outputs, or kind map, filter, flat_map"
+        )
     if len(manifest.merges) != 1:
         raise BadInput("a deployed UDF has one merge type", field="merge", fix=f"use one of {', '.join(_MERGES)}")
     if manifest.merges[0].label not in _MERGES:
@@ -73,26 +98,24 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
             field="merge",
             fix=f"use {', '.join(_MERGES)}",
         )
-    if not manifest.inputs:
-        raise BadInput("udf.toml names no keyspace to fold", field="inputs", fix='add inputs = ["score"], for example')
     for topic in manifest.outputs:
         if topic.partition(".")[0] in _RESERVED:
             raise BadInput(
                 f"{topic[:80]} is the platform's own", field="outputs", fix=f"name it {manifest.name}.something"
             )
-    return replace(manifest, limits=capped(manifest, caps.limits))
 
 
 def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: ModuleCache) -> str:
     """The module's SHA-256, if it is one of the ABI that starts under the manifest's limits. BadInput: why not."""
     if not wasm:
         raise BadInput("the module is empty", field="module", fix="build it with `streams udf build`")
-    if len(wasm) > caps.module_bytes:
+    size = len(packed(wasm)) if wasm[:8] == COMPONENT and len(wasm) <= MODULE_BYTES_MAX else len(wasm)
+    if size > caps.module_bytes:
         raise BadInput(
-            f"the module has {len(wasm)} bytes, over the limit of {caps.module_bytes}",
+            f"the module has {size} bytes, over the limit of {caps.module_bytes}",
             field="module",
             fix="strip it, or raise the gateway's --udf-module-mib",
         )
     if manifest.function is not None:
         return check_function(wasm, manifest.function, manifest.limits)
-    return validate_module(wasm, cache, manifest.limits)
+    return validate_module(wasm, cache, manifest.limits, is_map=manifest.is_map)

@@ -1,24 +1,30 @@
-"""Builds a UDF directory's C source to WebAssembly with the `ziglang` wheel: same source, same bytes, anywhere."""
+"""Builds a UDF directory to WebAssembly.
+
+C and Zig with the `ziglang` wheel: the same source gives the same bytes, anywhere. Python with `componentize-py`, whose
+bytes differ from build to build (languages.py says why).
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from streams.model.errors import BadInput, Timeout, Unavailable
+from streams.model.errors import BadInput
 from streams.model.row import MergeType
+from streams.wasm.languages import componentize, run_zig
 from streams.wasm.manifest import Manifest, read_manifest
 
-BUILD_TIMEOUT_S = 120.0
+SUFFIXES = (".c", ".zig", ".py")
 _FLAGS = (
     "-target", "wasm32-freestanding", "-std=c11", "-O3", "-mcpu=generic+bulk_memory+simd128", "-nostdlib",
     "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wl,--no-entry", "-Wl,-z,stack-size=131072",
 )  # fmt: skip
 _STRIPPED, _NAMED = "-Wl,--strip-all", "-g0"  # half a kilobyte of functions' names, no other debug information
+_ZIG_FLAGS = (
+    "-target", "wasm32-freestanding", "-mcpu=generic+bulk_memory+simd128", "-O", "ReleaseFast", "-fstrip",
+)  # fmt: skip
 
 
 def build_directory(directory: Path, *, names: bool = False) -> dict[str, bytes]:
@@ -28,11 +34,22 @@ def build_directory(directory: Path, *, names: bool = False) -> dict[str, bytes]
     BadInput carries the compiler's first errors when the source does not compile.
     """
     manifest = read_manifest(directory)
-    source = directory / f"{manifest.name}.c"
-    if not source.is_file():
-        raise BadInput(f"there is no {source.name}", field="directory", fix="only C sources are built")
+    source = source_of(directory, manifest.name)
+    if source is None:
+        raise BadInput(
+            f"there is no {manifest.name}.c, .zig or .py in it", field="directory", fix="see `streams udf new`"
+        )
+    if source.suffix == ".py":
+        return {f"{manifest.name}.wasm": componentize(source, manifest)}
+    compile_one = compile_zig if source.suffix == ".zig" else compile_source
     macros = _macros(manifest)
-    return {name: compile_source(source, merge, macros, names=names) for name, merge in manifest.modules().items()}
+    return {name: compile_one(source, merge, macros, names=names) for name, merge in manifest.modules().items()}
+
+
+def source_of(directory: Path, name: str) -> Path | None:
+    """The source of a UDF directory, C before Zig before Python; None when there is none."""
+    found = (directory / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((each for each in found if each.is_file()), None)
 
 
 def write_modules(directory: Path, *, names: bool = True) -> list[Path]:
@@ -47,49 +64,34 @@ def write_modules(directory: Path, *, names: bool = True) -> list[Path]:
 
 def _macros(manifest: Manifest) -> dict[str, int]:
     outputs = {"STREAMS_OUTPUTS": len(manifest.outputs)} if manifest.outputs else {}
+    if manifest.is_map:
+        outputs = {f"STREAMS_{manifest.kind.upper()}": 1, "STREAMS_PUTS": len(manifest.puts)}
     return {**outputs, **dict(manifest.constants)}
+
+
+def _defines(merge: MergeType | None, macros: Mapping[str, int] | None) -> list[str]:
+    define = [] if merge is None else [f"-DSTREAMS_MERGE={int(merge)}"]
+    return [*define, *(f"-D{name}={value}" for name, value in (macros or {}).items())]
 
 
 def compile_source(
     source: Path, merge: MergeType | None, macros: Mapping[str, int] | None = None, *, names: bool = False
 ) -> bytes:
     """One C file, built with the SDK; `merge` becomes STREAMS_MERGE. BadInput with the compiler's errors."""
-    define = [] if merge is None else [f"-DSTREAMS_MERGE={int(merge)}"]
-    define += [f"-D{name}={value}" for name, value in (macros or {}).items()]
     with as_file(files("wasm_udfs").joinpath("sdk")) as sdk, tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "module.wasm"
-        command = [
-            sys.executable,
-            "-m",
-            "ziglang",
-            "cc",
-            *_FLAGS,
-            _NAMED if names else _STRIPPED,
-            *define,
-            "-I",
-            str(sdk),
-            "-o",
-            str(output),
-        ]
-        try:
-            done = subprocess.run(
-                [*command, source.name],
-                cwd=source.parent,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=BUILD_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise Timeout(f"building {source.name} took longer than {BUILD_TIMEOUT_S:g} s") from None
-        if "No module named ziglang" in done.stderr:
-            raise Unavailable("the C compiler is not installed", fix="pip install ziglang")
-        if done.returncode or not output.is_file():
-            raise BadInput(_errors(done.stderr), field="source", fix="correct the source and build again")
-        return output.read_bytes()
+        flags = [*_FLAGS, _NAMED if names else _STRIPPED, *_defines(merge, macros)]
+        return run_zig(["cc", *flags, "-I", str(sdk), "-o", str(output), source.name], source, output)
 
 
-def _errors(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if "error:" in line]
-    return "; ".join(lines[:3])[:600] or stderr.strip()[-600:] or "the compiler failed without a message"
+def compile_zig(
+    source: Path, merge: MergeType | None, macros: Mapping[str, int] | None = None, *, names: bool = False
+) -> bytes:
+    """One Zig file, linked with the C SDK; constants of udf.toml are not seen by Zig. BadInput with the errors."""
+    with as_file(files("wasm_udfs").joinpath("sdk")) as sdk, tempfile.TemporaryDirectory() as scratch:
+        compiled, output = Path(scratch) / "source.o", Path(scratch) / "module.wasm"
+        modules = ["--dep", "streams", f"-Mroot={source.name}", f"-Mstreams={sdk / 'zig' / 'streams.zig'}"]
+        run_zig(["build-obj", *_ZIG_FLAGS, *modules, f"-femit-bin={compiled}"], source, compiled)
+        glue = [f"-I{sdk}", "-o", str(output), str(sdk / "zig" / "glue.c"), str(compiled)]
+        flags = [*_FLAGS, _NAMED if names else _STRIPPED, *_defines(merge, macros)]
+        return run_zig(["cc", *flags, *glue], source, output)

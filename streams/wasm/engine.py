@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import wasmtime
+from wasmtime.component import Component
 
 from streams.model.errors import BadInput, StreamsError
 from streams.wasm.limits import STACK_BYTES, stack_class
 from streams.wasm.limits import Limits as Limits
 
 TICK_S = 0.01
+COMPONENT = b"\0asm\x0d\0\1\0"
+"""How a component begins, instead of a core module."""
 
 
 class TrapKind(Enum):
@@ -134,12 +138,17 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CompiledModule:
-    """A module ready to instantiate, with its hash."""
+    """A module ready to instantiate, with its hash. `module`: of a component (UDFs in Python) the component."""
 
     sha256: str
-    module: wasmtime.Module
+    module: Any
     metered: bool
     stack_bytes: int = STACK_BYTES
+
+    @property
+    def is_component(self) -> bool:
+        """Whether it is a component (component model), not a core module."""
+        return isinstance(self.module, Component)
 
 
 class ModuleCache:
@@ -171,7 +180,8 @@ class ModuleCache:
             found = self._loaded.get((sha256, metered, stack_bytes))
             if found is None:
                 engine = self._host.engine(metered, stack_bytes)
-                module = self._read(engine, self.path(sha256, metered))
+                kind = Component if wasm[:8] == COMPONENT else wasmtime.Module
+                module = self._read(engine, self.path(sha256, metered), kind)
                 if module is None:
                     module = self._compile(engine, wasm, self.path(sha256, metered))
                 found = CompiledModule(sha256, module, metered, stack_bytes)
@@ -179,7 +189,7 @@ class ModuleCache:
             return found
 
     @staticmethod
-    def _read(engine: wasmtime.Engine, path: Path) -> wasmtime.Module | None:
+    def _read(engine: wasmtime.Engine, path: Path, kind: Any) -> Any:
         try:
             data = path.read_bytes()
         except OSError:
@@ -187,16 +197,16 @@ class ModuleCache:
         if len(data) < 32 or hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
         try:
-            return wasmtime.Module.deserialize(engine, data[32:])
+            return kind.deserialize(engine, data[32:])
         except wasmtime.WasmtimeError:
             return None  # another wasmtime, or a machine with other features
 
     @staticmethod
-    def _compile(engine: wasmtime.Engine, wasm: bytes, path: Path) -> wasmtime.Module:
+    def _compile(engine: wasmtime.Engine, wasm: bytes, path: Path) -> Any:
         if wasm[:4] != b"\0asm":
             raise BadInput("not a WebAssembly binary module", field="module")
         try:
-            module = wasmtime.Module(engine, wasm)
+            module = Component(engine, wasm) if wasm[:8] == COMPONENT else wasmtime.Module(engine, wasm)
         except wasmtime.WasmtimeError as error:
             raise BadInput(f"the module does not compile: {first_line(str(error))}", field="module") from None
         data = bytes(module.serialize())

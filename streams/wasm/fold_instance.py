@@ -11,7 +11,7 @@ from streams.model.keys import KEY_BYTES_MAX
 from streams.wasm.abi import OUTPUTS_EXPORT
 from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
-from streams.wasm.guest import Guest
+from streams.wasm.guest import open_guest
 from streams.wasm.meter import UdfMeter
 
 REASON_MAX = 300
@@ -104,7 +104,7 @@ class FoldInstance:
         outputs: int = 0,
         meter: UdfMeter | None = None,
     ) -> None:
-        self._guest = Guest(compiled, limits, host, meter)
+        self._guest = open_guest(compiled, limits, host, meter)
         self._limits = limits
         self._merge = merge
         self._outputs = outputs

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import wasmtime
 
@@ -26,6 +27,47 @@ _MESSAGES = {
     "UNREACHABLE": "unreachable executed",
     "BAD_CONVERSION_TO_INTEGER": "invalid conversion to integer",
 }
+
+
+class AnyGuest(Protocol):
+    """What hosts need of a running module: a core module's `Guest`, or a component behind the same calls."""
+
+    last_call: str
+    """The export that was called last."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of linear memory held."""
+        ...
+
+    def put(self, *parts: Buffer) -> tuple[int, int]:
+        """Gives an input; what to hand over to the call that takes it."""
+        ...
+
+    def call(self, name: str, *params: int) -> int:
+        """Calls an export. UdfTrap when it is stopped."""
+        ...
+
+    def describe(self, desc: int) -> tuple[bytes, int]:
+        """The answer of the call that returned `desc`, and its status."""
+        ...
+
+    def exports(self, name: str) -> bool:
+        """Whether there is such an export."""
+        ...
+
+    def close(self) -> None:
+        """Frees the instance."""
+        ...
+
+
+def open_guest(compiled: CompiledModule, limits: Limits, host: EngineHost, meter: UdfMeter | None = None) -> AnyGuest:
+    """A new instance of a module or component; what it uses goes to `meter`. UdfTrap when it cannot start."""
+    if compiled.is_component:
+        from streams.wasm.component_guest import ComponentGuest
+
+        return ComponentGuest(compiled, limits, host, meter)
+    return Guest(compiled, limits, host, meter)
 
 
 class Guest:

@@ -22,7 +22,9 @@ OUTPUTS_MAX = 16
 INPUTS_MAX = 8
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
-KINDS = ("fold", "decoder", "machine", FUNCTION)
+MAPS = ("map", "filter", "flat_map")
+"""The stateless kinds: events in, puts to other keyspaces out."""
+KINDS = ("fold", *MAPS, "decoder", "machine", FUNCTION)
 _POLICY = ("on_trap", "trap_limit", "trap_window_s")
 
 
@@ -32,7 +34,9 @@ class Manifest:
     its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
     `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none.
     `policy`: what happens when it traps again and again; `asked`: the limits that it names itself. `function`: what a
-    function may do."""
+    function may do.
+    Of a map, filter or flat_map: `puts`, the keyspaces that it writes to (`output` in udf.toml), and `writes`, the
+    schema of what it writes to each: a built-in one's name, an Avro schema as JSON, or empty (the keyspace's)."""
 
     name: str
     version: str
@@ -48,6 +52,13 @@ class Manifest:
     policy: TrapPolicy = TrapPolicy()  # noqa: RUF009
     asked: frozenset[str] = frozenset()
     function: FunctionPart | None = None
+    puts: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is a map, filter or flat_map."""
+        return self.kind in MAPS
 
     def modules(self) -> dict[str, MergeType | None]:
         """File names of the modules that the directory builds, and the merge type of each."""
@@ -81,6 +92,7 @@ def parse_manifest(text: str) -> Manifest:
     ttl = data.get("ttl")
     if ttl is not None and not isinstance(ttl, str | int | float):
         raise BadInput("is neither a number of seconds nor a text", field="ttl", fix='as in ttl = "1h"')
+    puts, writes = _puts(data)
     return Manifest(
         name,
         data["version"],
@@ -95,6 +107,8 @@ def parse_manifest(text: str) -> Manifest:
         None if ttl is None else parse_ttl_ms(ttl),
         policy,
         frozenset(limits),
+        puts=puts,
+        writes=writes,
     )
 
 
@@ -130,6 +144,25 @@ def _inputs(value: Any) -> tuple[str, ...]:
             f"is not a list of at most {INPUTS_MAX} different keyspaces", field="inputs", fix='as in ["score"]'
         )
     return tuple(check_name(str(each), field="inputs") for each in value)
+
+
+def _puts(data: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keyspaces of `output`, and for each the schema of `writes`."""
+    output, writes = data.get("output", []), data.get("writes", [])
+    puts = [output] if isinstance(output, str) else output
+    if not isinstance(puts, list) or len(puts) > OUTPUTS_MAX or len(set(map(str, puts))) != len(puts):
+        raise BadInput(
+            f"is neither a keyspace nor a list of at most {OUTPUTS_MAX} different ones",
+            field="output",
+            fix='as in "kv"',
+        )
+    names = tuple(check_name(str(each), field="output") for each in puts)
+    schemas = [writes] if isinstance(writes, str) else writes
+    if not isinstance(schemas, list) or not all(isinstance(each, str) for each in schemas):
+        raise BadInput("is neither a schema nor a list of them", field="writes", fix='as in "streams.CounterAdd"')
+    if len(schemas) not in (0, len(names)):
+        raise BadInput(f"names {len(schemas)} schemas for {len(names)} outputs", field="writes", fix="one for each")
+    return names, tuple(schemas) or ("",) * len(names)
 
 
 def _constants(table: Any) -> tuple[tuple[str, int], ...]:

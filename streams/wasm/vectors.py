@@ -5,6 +5,7 @@
 EVENT: key, value (hex, wire format), append_ms; optional hlc (append_ms << 16), expires_ms (never), generation (0),
 op ("put", "delete", "purge"). ROW: deleted_hlc, last_hlc, cells [{start_hlc, last_hlc, expires_ms, payload (hex)}].
 `expect` names every row that changed; null is a removed row. Each case is folded whole and one event at a time.
+Of maps, filters and flat_maps: map_vectors.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from streams.wasm.batch import Event, build
 from streams.wasm.engine import ModuleCache
 from streams.wasm.fold_host import FoldHost, FoldOptions
 from streams.wasm.manifest import read_manifest
+from streams.wasm.map_vectors import run_map_case
 
 _OPS = {"put": 0, "delete": 1, "purge": 2}
 
@@ -32,14 +34,15 @@ def run_vectors(directory: Path, cache: ModuleCache) -> list[str]:
     manifest = read_manifest(directory)
     failures: list[str] = []
     for name, merge in manifest.modules().items():
+        if manifest.is_map:
+            cases, wasm = _read(directory / name, directory / "vectors.json")
+            for case in cases:
+                events = [_event(each) for each in case["events"]]
+                failures += [f"{name}: {line}" for line in run_map_case(wasm, cache, manifest, case, events)]
         if merge is None:
             continue
         file = directory / ("vectors.json" if len(manifest.merges) == 1 else f"vectors.{merge.label}.json")
-        try:
-            cases = json.loads(file.read_text())["cases"]
-            wasm = (directory / name).read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"cannot read {name} and {file.name}: {error}", field="directory") from None
+        cases, wasm = _read(directory / name, file)
         options = FoldOptions(limits=manifest.limits, merge=int(merge), outputs=len(manifest.outputs))
         for case in cases:
             for size in (len(case["events"]), 1):
@@ -48,6 +51,13 @@ def run_vectors(directory: Path, cache: ModuleCache) -> list[str]:
                     failures.append(f"{name}: {case['name']} (batches of {size}): {line}")
                 host.close()
     return failures
+
+
+def _read(module: Path, vectors: Path) -> tuple[list[dict[str, Any]], bytes]:
+    try:
+        return json.loads(vectors.read_text())["cases"], module.read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"cannot read {module.name} and {vectors.name}: {error}", field="directory") from None
 
 
 def _run_case(host: FoldHost, case: dict[str, Any], merge: MergeType, size: int) -> list[str]:

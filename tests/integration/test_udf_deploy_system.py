@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from streams.cli.udf_template import files_of
 from streams.client import AsyncClient, connect
+from streams.client.udf_template import files_of
 from streams.client.udfs import multipart, ready_module
 from streams.kafka.admin import Admin
 from streams.model.errors import BadInput, Conflict, NotFound, Timeout, Unavailable

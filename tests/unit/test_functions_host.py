@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.cli.udf_template import files_of
+from streams.client.udf_template import files_of
 from streams.client.udfs import ready_module
 from streams.definitions.deployment import Deployment, check_function, deployed_tables, follows
 from streams.definitions.entries import decode_entry
@@ -46,7 +46,7 @@ def ask(host: FunctionHost, what: str, **fields: str) -> FunctionResult:
 
 def test_the_examples_vectors_hold_and_notice(modules: FunctionModules, tmp_path: Path) -> None:
     assert run_function_vectors(HANDLE_REQUEST, modules) == []
-    for file, text in files_of("points", "function").items():
+    for file, text in files_of("points", kind="function").items():
         (tmp_path / file).write_text(text)
     module = ready_module(tmp_path, (tmp_path / "udf.toml").read_bytes())
     manifest = admit_manifest((tmp_path / "udf.toml").read_text(), DeployCaps())

@@ -110,7 +110,7 @@ def imported(pattern: str) -> set[str]:
                 found.update(alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found.add(node.module.partition(".")[0])
-    return found - sys.stdlib_module_names - {"streams", "schemas", "wasm_udfs", "tests"}
+    return found - sys.stdlib_module_names - {"streams", "schemas", "wasm_udfs", "tests", "streams_udf"}
 
 
 def declared(requirements: list[str]) -> set[str]:

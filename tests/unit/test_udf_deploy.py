@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.cli.udf_template import files_of
+from streams.client.udf_template import files_of
 from streams.client.udfs import multipart, ready_module
 from streams.definitions.deployment import Deployment, check_inputs, deployed_tables, follows
 from streams.definitions.entries import decode_entry

@@ -10,27 +10,13 @@
 #ifndef STREAMS_ROWS_H
 #define STREAMS_ROWS_H
 
-#include "streams_base.h"
+#include "streams_batch.h"
 
 enum { STREAMS_MERGE_LWW = 1, STREAMS_MERGE_COUNTER = 2, STREAMS_MERGE_MAX = 3, STREAMS_MERGE_MIN = 4, STREAMS_MERGE_OPAQUE = 127 };
-enum { STREAMS_OP_PUT = 0, STREAMS_OP_DELETE = 1, STREAMS_OP_PURGE = 2 };
-enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20, STREAMS_TYPED = 4, STREAMS_KEY_IDS_MAX = 1 << 20 };
+enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20 };
 #ifndef STREAMS_MERGE
 #error "STREAMS_MERGE is not defined: build with `streams udf build`, or -DSTREAMS_MERGE=STREAMS_MERGE_COUNTER"
 #endif
-#define STREAMS_MAGIC 0x31425453u
-
-typedef struct {
-  int64_t append_ms, expires_ms;
-  uint64_t hlc, generation;
-  uint64_t h; /* the clock this event gets in its row */
-  const uint8_t *key, *value; /* value: Confluent wire format, 5 bytes of prefix and the Avro body */
-  uint32_t key_len, value_len, index, op;
-#ifdef STREAMS_LAST_WINS
-  uint32_t is_last;
-#endif
-} streams_event;
-
 typedef struct {
   uint64_t start_hlc, last_hlc;
   int64_t expires_ms;
@@ -53,15 +39,7 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
 static void streams_native_free(void *native);
 #endif
 
-static const char *streams_reason;
-STREAMS_INLINE int streams_reject(const char *reason) { streams_reason = reason; return 1; }
 STREAMS_INLINE uint8_t *streams_payload(streams_cell *c) { return c->cap ? c->payload.heap : c->payload.small; }
-
-/* The put's Avro body. */
-STREAMS_INLINE streams_reader streams_body(const streams_event *e) {
-  streams_reader r = {e->value + (e->value_len < 5 ? e->value_len : 5), e->value + e->value_len, 0};
-  return r;
-}
 
 STREAMS_INLINE uint64_t streams_cell_mark(const streams_cell *c) {
   return STREAMS_MERGE == STREAMS_MERGE_LWW ? c->last_hlc : c->start_hlc;
@@ -340,76 +318,6 @@ static int streams_row_read(streams_row *r, const uint8_t *p, uint32_t len) {
   return p != end;
 }
 
-/* ---- batch v1 ---- */
-
-typedef struct {
-  uint32_t n;
-  const uint8_t *append_ms, *hlc, *expires_ms, *generation, *op, *key_end, *keys, *value_end, *values;
-  const uint8_t *typed[STREAMS_TYPED]; /* sections 64 + c of 8 bytes: value field c of every put; NULL when not there */
-  const uint8_t *key_id; /* section 12: events of one id have one key; NULL when not there */
-  uint32_t key_ids;      /* ids are below it */
-} streams_batch;
-
-static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) {
-  const uint8_t **columns[10] = {0, &b->append_ms, &b->hlc, &b->expires_ms, &b->generation, &b->op,
-                                 &b->key_end, &b->keys, &b->value_end, &b->values};
-  static const uint8_t widths[10] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0};
-  uint32_t seen = 0;
-  if (len < 16 || streams_get32(p) != STREAMS_MAGIC || streams_get32(p + 8) > len) return 1;
-  b->n = streams_get32(p + 4);
-  for (uint32_t i = 0; i < STREAMS_TYPED; i++) b->typed[i] = 0;
-  b->key_id = 0;
-  b->key_ids = 0;
-  uint32_t sections = streams_get32(p + 12);
-  if (sections > (len - 16) / 16) return 1;
-  for (uint32_t i = 0; i < sections; i++) {
-    const uint8_t *s = p + 16 + i * 16;
-    uint32_t id = streams_get32(s), at = streams_get32(s + 4), size = streams_get32(s + 8);
-    if (id >= 64 && id < 64 + STREAMS_TYPED && streams_get32(s + 12) == 8) {
-      if (at > len || size > len - at || size / 8 < b->n) return 1;
-      b->typed[id - 64] = p + at;
-    }
-    if (id == 12 && streams_get32(s + 12) == 4) {
-      if (at > len || size > len - at || size / 4 < b->n) return 1;
-      b->key_id = p + at;
-    }
-    if (id == 0 || id > 9) continue; /* unknown sections are ignored */
-    if (at > len || size > len - at || size / (widths[id] ? widths[id] : 1) < (widths[id] ? b->n : 0)) return 1;
-    *columns[id] = p + at;
-    seen |= 1u << id;
-  }
-  for (uint32_t i = 0; b->key_id && i < b->n; i++) {
-    uint32_t id = streams_get32(b->key_id + 4 * i);
-    b->key_ids = id < b->key_ids ? b->key_ids : id + 1;
-  }
-  if (b->key_ids > STREAMS_KEY_IDS_MAX || (b->key_id && !b->key_ids)) b->key_id = 0; /* a selection of few of many */
-  return seen != 0x3fe;
-}
-
-/* A pointer for each key id of the batch, NULL at first; NULL when it has none. */
-STREAMS_UNUSED static void *streams_by_key_id(const streams_batch *b) {
-  if (!b->key_id) return 0;
-  uint32_t size = b->key_ids * sizeof(void *);
-  void *found = streams_scratch(size);
-  __builtin_memset(found, 0, size);
-  return found;
-}
-
-STREAMS_INLINE void streams_event_read(const streams_batch *b, uint32_t i, streams_event *e) {
-  uint32_t key_at = i ? streams_get32(b->key_end + 4 * (i - 1)) : 0;
-  uint32_t value_at = i ? streams_get32(b->value_end + 4 * (i - 1)) : 0;
-  e->append_ms = (int64_t)streams_get64(b->append_ms + 8 * i);
-  e->hlc = streams_get64(b->hlc + 8 * i);
-  e->expires_ms = (int64_t)streams_get64(b->expires_ms + 8 * i);
-  e->generation = streams_get64(b->generation + 8 * i);
-  e->op = b->op[i];
-  e->key = b->keys + key_at;
-  e->key_len = streams_get32(b->key_end + 4 * i) - key_at;
-  e->value = b->values + value_at;
-  e->value_len = streams_get32(b->value_end + 4 * i) - value_at;
-  e->index = i;
-}
-
 /* ---- fold of one event: SPEC "Fold of one event e into its row r" ---- */
 
 static int streams_purge(const streams_event *e, streams_row *r) {
@@ -436,15 +344,7 @@ static int streams_purge(const streams_event *e, streams_row *r) {
 
 /* ---- exports that every fold module shares; prepare and fold are streams.h's, or the module's own ---- */
 
-static streams_desc streams_out;
 static uint32_t streams_round_ptr, streams_round_n, streams_round_id;
-
-STREAMS_INLINE streams_desc *streams_answer(const void *p, uint32_t len, int32_t status) {
-  streams_out.ptr = (uint32_t)(uintptr_t)p;
-  streams_out.len = len;
-  streams_out.status = status;
-  return &streams_out;
-}
 
 STREAMS_EXPORT("streams_abi_v1") int32_t streams_abi_v1(void) { return 1; }
 
@@ -477,24 +377,6 @@ STREAMS_UNUSED static streams_desc *streams_answer_missing(const uint8_t *batch,
   streams_round_ptr = (uint32_t)(uintptr_t)batch;
   streams_round_n = events;
   return streams_answer(out, len, 0);
-}
-
-typedef struct { uint32_t index; const char *reason; uint32_t len; } streams_rejected;
-typedef struct { streams_rejected *list; uint32_t n, cap, bytes; } streams_reject_list;
-
-/* Notes that event i was rejected, for the reason given to streams_reject. */
-STREAMS_UNUSED static void streams_add_reject(streams_reject_list *r, uint32_t i) {
-  if (r->n == r->cap) {
-    uint32_t grown = r->cap ? r->cap * 4 : 64;
-    streams_rejected *list = streams_scratch(grown * sizeof *list);
-    if (r->n) __builtin_memcpy(list, r->list, r->n * sizeof *list);
-    r->list = list;
-    r->cap = grown;
-  }
-  uint32_t len = 0;
-  while (streams_reason[len]) len++;
-  r->list[r->n++] = (streams_rejected){i, streams_reason, len};
-  r->bytes += len;
 }
 
 /* The answer of a fold; the round is over. */
@@ -566,22 +448,8 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
 #ifdef STREAMS_OUTPUTS
 /* ---- outputs: records for the topics of the manifest's `outputs` (build.py defines STREAMS_OUTPUTS, their number) ---- */
 
-typedef struct { uint8_t *data; uint32_t n, cap; } streams_buffer;
 static streams_buffer streams_out_topics, streams_out_key_ends, streams_out_value_ends, streams_out_keys, streams_out_values;
 static uint32_t streams_outputs_n, streams_outputs_at;
-
-static void streams_buffer_add(streams_buffer *b, const void *p, uint32_t n) {
-  if (n > b->cap - b->n) {
-    uint32_t k, cap = streams_class((b->n + n) * 2, &k);
-    uint8_t *data = streams_malloc(cap);
-    if (b->n) __builtin_memcpy(data, b->data, b->n);
-    if (b->cap) streams_free(b->data, b->cap);
-    b->data = data;
-    b->cap = cap;
-  }
-  if (n) __builtin_memcpy(b->data + b->n, p, n);
-  b->n += n;
-}
 
 /* Writes a record to output topic `topic` (an index) in the commit that takes this event in. `value` is in wire format.
  * Which records are written must depend on the log alone, and a rejected event must write none. */
