@@ -59,7 +59,7 @@ def fold_of(wasm: bytes, cache: ModuleCache, kind: str = "flat_map") -> MapFold:
 
 
 def decoded(events: list[Event]) -> Decoded:
-    return Decoded(build(events).raw, len(events), (), frozenset(), events[-1].append_ms)
+    return Decoded(build(events), len(events), (), frozenset(), events[-1].append_ms)
 
 
 def test_an_output_depends_on_its_event_alone(mapper: bytes, cache: ModuleCache) -> None:
