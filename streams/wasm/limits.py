@@ -30,7 +30,7 @@ class Limits:
     fuel_deadline_s: float = 30.0
     output_bytes: int = 64 << 20
     stack_bytes: int = STACK_BYTES
-    row_bytes: int = 16 << 20
+    row_bytes: int = ROW_BYTES_MAX
     events_per_s: float | None = None
     table_rows: int | None = None
     table_bytes: int | None = None

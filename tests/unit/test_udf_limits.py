@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import typer
@@ -27,6 +29,13 @@ kind = "fold"
 inputs = ["score"]
 merge = "counter"
 """
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Flags of caps go into the process's environment: back to what it was, for the tests that start systems."""
+    with patch.dict(os.environ):
+        yield
 
 
 # ---- the policy
