@@ -71,7 +71,7 @@ async def functions_are_refused_by_their_field(system: WholeSystem) -> None:
             ('tables = ["kv", "score"]', 'tables = ["kv", "nowhere"]', 400, "tables"),
             ('puts = ["kv", "best"]', 'puts = ["strong"]', 409, "puts"),
             ("deadline_s = 0.3", "deadline_s = 999", 400, "limits.deadline_s"),
-            ('kind = "function"', 'kind = "fold"\nmerge = "counter"\ninputs = ["score"]', 400, "limits.table_rows"),
+            ('kind = "function"', 'kind = "fold"\nmerge = "counter"\ninputs = ["score"]', 400, "limits.events"),
         ]:
             assert old in text
             body, kind = multipart({"manifest": text.replace(old, new).encode(), "module": hostile_module()})
