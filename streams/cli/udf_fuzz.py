@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -255,7 +255,12 @@ def _shown(event: Event) -> str:
 
 
 def _difference(whole: Outcome, other: Outcome) -> str | None:
-    for name, one, two in zip(("rows", "puts", "refusals"), whole, other, strict=True):
+    pairs: list[tuple[str, Sized, Sized]] = [
+        ("rows", whole[0], other[0]),
+        ("puts", whole[1], other[1]),
+        ("refusals", whole[2], other[2]),
+    ]
+    for name, one, two in pairs:
         if one != two:
             if isinstance(one, dict) and isinstance(two, dict):
                 keys = sorted(key for key in one | two if one.get(key) != two.get(key))

@@ -154,11 +154,14 @@ def port_is_free(port: int) -> bool:
 class PortLocks:
     """Ports that this process claims before anything listens there, so that two systems starting at once differ.
 
-    Claims of one user's processes on one machine exclude each other; they end with this object's process.
+    Claims of one user's processes on one machine exclude each other, whatever their TMPDIR says: a system that could
+    not see another's claims once took its restarting broker's port. They end with this object's process.
     """
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.gettempdir()) / f"streams-ports-{os.getuid()}"
+        shared = Path("/tmp")
+        place = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+        self._directory = place / f"streams-ports-{os.getuid()}"
         self._locks: dict[int, FileLock] = {}
 
     def claim(self, port: int) -> bool:
