@@ -198,11 +198,12 @@ async def _latest(topology: Topology, region: str, name: str, count: int) -> lis
     from streams.processing.black_box import HEADER
 
     servers = topology.region(region).bootstrap_servers
-    entries = [each for each in await _deployments(topology, region) if each.name == name]
+    entries = [each for each in await _deployments(topology, region) if each.name.rpartition("/")[0] == name]
     if not entries:
         raise NotFound(f"no UDF {name[:80]!r} was deployed", field="NAME", fix="see `streams udf list`")
     found: list[tuple[DeadLetter, BlackBox]] = []
-    for keyspace in Deployment.of(entries[-1]).manifest.inputs:
+    inputs = dict.fromkeys(name for each in entries for name in Deployment.of(each).manifest.inputs)
+    for keyspace in inputs:
         topic = f"dead-letter.{keyspace}"
         for partition, (start, end) in (await bounds_of(servers, topic)).items():
             first = max(start, end - max(_LOOK_BACK, count))

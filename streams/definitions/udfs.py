@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from streams.definitions import releases
+from streams.definitions.chains import check_loops
 from streams.definitions.deployment import KIND, Deployment, parse_label
 from streams.definitions.entries import Entry
 from streams.definitions.kafka_log import TOPIC_SETTINGS, KafkaDefinitionsLog, KafkaLogOptions
@@ -248,6 +249,8 @@ class Udfs(Sequenced[UdfsView]):
             if made and now == made[0]:
                 return []  # an answer was lost, but it is written
             change = step(view)
+            if change is not None:
+                _check_chain(view, change)
             made[:] = [change.release] if change is not None else [now] if now is not None else []
             return [] if change is None else _entries(view, change)
 
@@ -258,6 +261,16 @@ class Udfs(Sequenced[UdfsView]):
     def _is_here(self, wanted: Release) -> bool:
         found = self._view.releases.get(wanted.name)
         return found is not None and found.serial >= wanted.serial
+
+
+def _check_chain(view: UdfsView, change: Change) -> None:
+    """Conflict when what is active then, also an older version, closes a loop with what others write by now."""
+    release, version = change.release, change.version
+    if version is None or version.number != release.active:
+        version = view.versions.get(release.name, {}).get(release.active)
+    if version is not None and not release.removed:
+        others = [each for each in view.udfs.values() if each.name != release.name and not each.removed]
+        check_loops(version.manifest, [each.manifest for each in others])
 
 
 def _live(view: UdfsView, name: str) -> Release:

@@ -15,7 +15,7 @@ from streams.gateway.http import Call, Reply, reply
 from streams.gateway.multipart import parse_multipart
 from streams.gateway.params import STRING, IntParam, Param
 from streams.gateway.shadow import Comparison, compare
-from streams.gateway.udfs import Order, UdfService
+from streams.gateway.udfs import Order, UdfService, touched
 from streams.model.clock import wall_ms
 from streams.model.errors import BadInput, NotFound, Unavailable
 from streams.model.merge import Merged
@@ -56,13 +56,6 @@ def service_of(gateway: Gateway) -> UdfService:
     if gateway.udfs is None:
         raise Unavailable("this gateway serves no UDFs", fix="start it with `streams gateway`")
     return gateway.udfs
-
-
-def touched(manifest: Manifest) -> tuple[str, ...]:
-    """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
-    function = manifest.function
-    names = (*manifest.inputs, *manifest.puts) if function is None else (*function.tables, *function.puts)
-    return tuple(dict.fromkeys(names))
 
 
 async def read_form(call: Call, service: UdfService) -> tuple[Manifest, str, bytes]:
@@ -177,7 +170,7 @@ class UdfVersionRoutes:
 
     def _deployed(self, call: Call) -> tuple[UdfService, str]:
         service, name = service_of(self._gateway), call.part("name")
-        authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
+        authorize_deploy(call.principal, service.touched(name))
         return service, name
 
     async def shadow_udf(self, call: Call) -> Reply:

@@ -16,9 +16,8 @@ from streams.gateway.routes_udf_versions import (
     order_of,
     read_form,
     service_of,
-    touched,
 )
-from streams.gateway.udfs import UdfService
+from streams.gateway.udfs import UdfService, touched
 from streams.model.clock import wall_ms
 
 
@@ -106,13 +105,13 @@ class UdfRoutes:
         """Go on where it stopped; answers how it does in each region. What is not paused goes on as it is."""
         service, name, wait_s = self._service, call.part("name"), WAIT.read(call)
         found = service.udfs.get(name)
-        authorize_deploy(call.principal, found.manifest.inputs)
+        authorize_deploy(call.principal, service.touched(name))
         await service.udfs.resume(name, call.principal.name, wall_ms())
         return reply(await service.resumed(found, 10 if wait_s is None else wait_s))
 
     async def remove_udf(self, call: Call) -> Reply:
         """Answers when it is removed at home and here."""
         service, name = self._service, call.part("name")
-        authorize_deploy(call.principal, touched(service.udfs.get(name).manifest))
+        authorize_deploy(call.principal, service.touched(name))
         gone = await service.udfs.remove(name, call.principal.name, service.keep_ms(None), wall_ms())
         return reply({"removed": gone.name, "table": None if gone.manifest.is_map else gone.manifest.table})

@@ -87,6 +87,13 @@ class UdfService:
         await self.states.stop()
         await self.udfs.stop()
 
+    def touched(self, name: str) -> tuple[str, ...]:
+        """`touched` by any version that is there of one that is deployed, for each may take over. NotFound."""
+        release = self.udfs.release(name)
+        versions = [self.udfs.version(name, number) for number in release.kept]
+        names = (each for version in versions if version is not None for each in touched(version.manifest))
+        return tuple(dict.fromkeys(names))
+
     def check_free(self, name: str) -> None:
         """Conflict when a UDF, deployed or removed, has a table of this name."""
         for each in self.udfs.every.values():
@@ -309,9 +316,16 @@ class UdfService:
         states = {each["state"] for each in self._states(found).values()}
         if number == release.active:
             return "starting" not in states and self.pointed(found.manifest.table) in (found.table, None)
-        if states & {"refused", "failing"}:
+        if states & {"refused", "failing", "paused"}:
             return True
         return release.swap == releases.HOLD and all(self.caught_up(name, number).values())
+
+
+def touched(manifest: Manifest) -> tuple[str, ...]:
+    """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
+    function = manifest.function
+    names = (*manifest.inputs, *manifest.puts) if function is None else (*function.tables, *function.puts)
+    return tuple(dict.fromkeys(names))
 
 
 def tell_supervisor(data: Path, region: str, names: list[str]) -> None:

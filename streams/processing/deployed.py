@@ -273,5 +273,5 @@ async def _tell(
             await reporter.tell(wanted, "paused", run.containment.paused[:500], catalog.resumes)
         elif run is not None and not (run.containment.untried and _waiting(worker)):
             await reporter.tell(wanted, "active", run.containment.throttled)
-    elif worker.runners:
+    elif worker.runners and not worker.udfs.held:  # a pause stays the last word, for the process after this one
         await reporter.tell(wanted, "starting")

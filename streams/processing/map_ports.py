@@ -140,11 +140,12 @@ class MapFold:
 
     @property
     def searching(self) -> bool:
-        """Not told apart from mapping."""
-        return False
+        """Whether it is looking for what stops the module."""
+        return self._host.isolating
 
     def cancel(self) -> None:
-        """A search is bounded by its batch's size and the deadline."""
+        """Make such a search end soon."""
+        self._host.cancel()
 
     def take(self) -> tuple[Rows, Sequence[Rejected]]:
         """No rows, nothing late."""

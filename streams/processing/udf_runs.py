@@ -63,6 +63,12 @@ class UdfRuns:
         self._runs: dict[str, UdfRun] = {}
         self.inherited: Inherited | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether a pause is in force, also one that was inherited and whose run has not begun."""
+        inherited = self.inherited is not None and not self.inherited.resumed
+        return inherited or any(run.containment.paused for run in self._runs.values())
+
     def of(self, table: FoldTable, deployed: DeployedModule | None) -> UdfRun:
         """The run of a table's UDF as it is now."""
         run = self._runs.get(table.name)

@@ -6,6 +6,7 @@ which event that is does not depend on where batches were cut. ABI: wasm_udfs/AB
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from streams.wasm.abi import check_map_module
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT, Array, Batch, Buffer
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
-from streams.wasm.fold_host import Reject, RejectKind
+from streams.wasm.fold_host import Cancelled, Reject, RejectKind
 from streams.wasm.fold_instance import OUTPUT_VALUE_BYTES_MAX, REASON_MAX
 from streams.wasm.guest import AnyGuest, open_guest
 from streams.wasm.meter import UdfMeter
@@ -56,6 +57,12 @@ class MapHost:
     meter: UdfMeter = field(default_factory=UdfMeter)
     _guest: AnyGuest | None = None
     _metered: bool = False
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    isolating: bool = False
+
+    def cancel(self) -> None:
+        """Make a `map` that looks for culprits end soon with Cancelled. From any thread; for good."""
+        self._cancelled.set()
 
     def __post_init__(self) -> None:
         check_map_module(self.cache.load(self.wasm))
@@ -78,6 +85,9 @@ class MapHost:
         work: list[Array] = [np.arange(batch.n)] if batch.n else []
         fresh = False
         while work:
+            self.isolating = fresh
+            if fresh and self._cancelled.is_set():
+                raise Cancelled("the search for what stops the module was cancelled")
             chosen = work.pop()
             try:
                 found, refused = self._attempt(batch if len(chosen) == batch.n else batch.select(chosen), fresh)
@@ -97,6 +107,7 @@ class MapHost:
                 at = chosen.tolist()
                 emitted += [Emitted(at[e.event], e.output, e.op, e.rest, e.body) for e in found]
                 rejects += [Reject(at[index], reason, RejectKind.UDF) for index, reason in refused]
+        self.isolating = False
         if self.memory_bytes > _KEEP_BYTES:
             self.close()
         return emitted, sorted(rejects, key=lambda each: each.index)

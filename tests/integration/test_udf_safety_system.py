@@ -195,7 +195,7 @@ async def _metered(system: OneRegion, edge: AsyncClient) -> None:
     assert builtin["h"]["name"] == "counter" and builtin["h"]["regions"][REGION]["meter"]["events"] == 60
     async with aiohttp.ClientSession(system.url) as http, http.get("/metrics") as answer:
         text = await answer.text()
-    assert re.search(r'streams_udf_traps\{kind="fuel",table="hostile",udf="hostile",version="1.0.0"\} [1-9]', text)
+    assert re.search(r'streams_udf_traps\{kind="fuel",table="hostile.g1",udf="hostile",version="1.0.0"\} [1-9]', text)
     assert re.search(r'streams_udf_events\{table="h",udf="counter",version="[^"]+"\} 60.0', text)
     listed = system.cli("udf", "list").stdout
     assert "60 events" in listed and "traps: " in listed and "h (counter)" in listed
