@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
@@ -43,10 +42,14 @@ class OneRegion(SmallSystem):
         """Its broker."""
         return Topology.load(self.data).region(REGION).bootstrap_servers
 
-    def kill(self, name: str) -> None:
-        """SIGKILL exactly this process."""
+    async def kill(self, name: str) -> None:
+        """SIGKILL exactly this process, once it runs."""
+        pid = await eventually(lambda: self._pid(name), 60, every_s=0.05)
+        os.kill(int(pid), signal.SIGKILL)
+
+    def _pid(self, name: str) -> object:
         rows = status.status(self.data)["regions"][REGION]["processes"]
-        os.kill(next(int(row["pid"]) for row in rows if row["name"] == name), signal.SIGKILL)
+        return next((row["pid"] for row in rows if row["name"] == name), None)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +129,9 @@ async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path)
             await edge.put(f"kv:{seeded.randint(0, 9)}", " ".join(text), ttl=3600 if at % 2 else None)
             truth.update(text)
             if at in (15, 30, 45):
-                system.kill(f"worker-{REGION}-udf-{('words', 'counted', 'words')[at // 15 - 1]}")
+                await system.kill(f"worker-{REGION}-udf-{('words', 'counted', 'words')[at // 15 - 1]}")
             if at == 35:
-                system.kill(f"worker-{REGION}")
-                await asyncio.sleep(0)
+                await system.kill(f"worker-{REGION}")
         await shows(edge, "score", {f"score:{word}": count for word, count in truth.items()})
         await shows(edge, "counted", {f"score:{word}": count for word, count in truth.items()})
         await shows(edge, "seen", {f"seen:{word}": count for word, count in truth.items() if word[0] == "t"})
