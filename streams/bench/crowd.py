@@ -36,6 +36,7 @@ class _Client:
         self.held, self.sent_s = b"", 0.0
 
     def send(self, request: tuple[str, str, bytes]) -> None:
+        """Send (method, path, body), and note when."""
         method, path, body = request
         head = f"{method} {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
         self.sent_s = time.perf_counter()

@@ -72,10 +72,12 @@ class _Link:
         writer.transport.abort()
 
     def start(self) -> None:
+        """Listen, in a thread of its own; returns once `port` is known."""
         self.thread.start()
         self._ready.wait()
 
     def stop(self) -> None:
+        """Cut every connection and end the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self.thread.join()
 

@@ -69,10 +69,12 @@ class _Ask:
 
     @property
     def path(self) -> str:
+        """Where a node takes it."""
         return f"/v1/functions/{quote(self.name, safe='')}"
 
     @property
     def left_s(self) -> float:
+        """Seconds to its deadline; negative once that is over."""
         return self.until_s - time.monotonic()
 
 

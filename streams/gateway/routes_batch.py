@@ -48,9 +48,11 @@ class _TextParser:
         self._cutter, self._source = BlockCutter(), source
 
     def feed(self, chunk: bytes) -> Found:
+        """The rows that a chunk of text completes."""
         return map(self._source.parse, self._cutter.feed(chunk))
 
     def finish(self) -> Found:
+        """The rows of the last line, which may have no end."""
         yield from map(self._source.parse, self._cutter.finish())
         yield self._source.finish()
 
@@ -61,6 +63,7 @@ class _ArrowParser:
         self._next = 1
 
     def feed(self, chunk: bytes) -> Found:
+        """The rows of the record batches that a chunk completes, in slices."""
         for piece in self._stream.feed(chunk):
             for batch in decode(piece, SLICE_ROWS):
                 rows = ArrowRows(batch, self._next)
@@ -68,6 +71,7 @@ class _ArrowParser:
                 yield rows, []
 
     def finish(self) -> Found:
+        """None; BadInput when the stream is cut off."""
         self._stream.finish()
         return iter(())
 

@@ -346,14 +346,18 @@ def _precondition(call: Call, key: bytes) -> list[Condition]:
 
 class _Result(Protocol):
     @property
-    def code(self) -> Code: ...
+    def code(self) -> Code:
+        """What became of the command."""
+        ...
 
 
 R = TypeVar("R", bound=_Result, covariant=True)
 
 
 class _Group(Protocol[R]):
-    async def execute(self, command: bytes) -> tuple[R, int]: ...
+    async def execute(self, command: bytes) -> tuple[R, int]:
+        """The result and the offset of a command of this group; OutcomeUnknown."""
+        ...
 
 
 async def execute_on(group: _Group[R], asked: Asked, command: bytes, *, resolving: bool = False) -> tuple[R, int]:

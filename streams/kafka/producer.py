@@ -70,6 +70,7 @@ class _Budget:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     async def take(self, size: int, timeout_s: float) -> int:
+        """Wait for `size` bytes (at most the total) and hold them; how many. TooManyRequests after `timeout_s`."""
         size = min(size, self._total)
         if not self._waiters and self._free >= size:
             self._free -= size
@@ -90,6 +91,7 @@ class _Budget:
         return size
 
     def give(self, size: int) -> None:
+        """Give back what was taken."""
         self._free += size
         self._wake()
 

@@ -40,11 +40,13 @@ class _RawRecords:
         self.buffer = buffer or b""
 
     def has_next(self) -> bool:
+        """Whether the set begins with a whole batch."""
         if len(self.buffer) < HEADER_BYTES:
             return False
         return len(self.buffer) >= _PREFIX_BYTES + int.from_bytes(self.buffer[8:12], "big")
 
     def size_in_bytes(self) -> int:
+        """Bytes of the set."""
         return len(self.buffer)
 
 
@@ -68,6 +70,7 @@ class _RawPartition:
         self.next_fetch_offset = fetch_offset
 
     def run(self, high_watermark: int) -> Run:
+        """The committed batches from the position on, which moves behind them."""
         base = self.next_fetch_offset
         batches, following = committed_batches(
             self._records.buffer, base, self._aborted, read_committed=self._read_committed, check_crcs=self._check_crcs
@@ -85,6 +88,7 @@ class _RawResult(_fetcher.FetchResult):  # type: ignore[misc, name-defined]
     _partition_records: _RawPartition | None
 
     def getall(self, max_records: int | None = None) -> list[Run]:
+        """Its Run, the first time, if the partition is still assigned."""
         source = self._partition_records
         if source is None or not self.check_assignment(self._topic_partition):
             return []

@@ -69,10 +69,12 @@ class _Check:
         self._reasons: dict[int, str] = {}
 
     def rows(self, bad: Array, reason: str) -> None:
+        """Every row of the mask `bad` has this reason, unless it has one."""
         for row in np.flatnonzero(bad).tolist():
             self._reasons.setdefault(row, reason)
 
     def row(self, index: int, reason: str) -> None:
+        """The same of one row."""
         self._reasons.setdefault(index, reason)
 
     def items(self, texts: Texts, reasons: list[tuple[Array, str]]) -> None:
@@ -84,6 +86,7 @@ class _Check:
     def kept(
         self, keys: Texts, value: Mapping[str, Any] | Raw, ttl_ms: Array | None
     ) -> tuple[Columns, list[RejectedRow]]:
+        """The columns without the bad rows, and those."""
         rejected = [RejectedRow(row, reason) for row, reason in sorted(self._reasons.items())]
         if not rejected:
             return Columns(keys, value, ttl_ms), []

@@ -78,6 +78,7 @@ class _Budget:
         self._left = left
 
     def spend(self, size: int) -> None:
+        """Take `size` bytes; BadInput when there are not so many left."""
         self._left -= size
         if self._left < 0:
             _bad("count", f"the puts take over {FRAME_EXPANSION_MAX} times the frame's bytes")

@@ -76,6 +76,7 @@ class _Builder:
         self._count = 0
 
     def build(self, document: Any, namespace: str, path: str, depth: int) -> Node:
+        """The node of a schema document at `path`; BadInput when it is none or too large."""
         self._count += 1
         if depth > NESTING_MAX or self._count > NODES_MAX:
             raise _wrong(path, f"the schema is too large (over {NESTING_MAX} levels or {NODES_MAX} types)")

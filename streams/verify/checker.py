@@ -92,6 +92,7 @@ class _Partition:
     quantity_digits: int = 0
 
     def question(self) -> dict[str, Any]:
+        """What the checker module is asked, as JSON."""
         lanes: dict[str | int, int] = {}
         made, count = [], 0
         for operation, question in zip(self.operations, self.questions, strict=True):

@@ -36,6 +36,7 @@ class _Compiler:
         self._named: dict[str, int] = {}
 
     def node(self, schema: Any, namespace: str, depth: int) -> None:
+        """Append the code of a schema; BadInput when it is nested too deep."""
         if depth > DEPTH_MAX:
             raise BadInput(f"the schema is nested deeper than {DEPTH_MAX}", field="schema")
         if isinstance(schema, str):

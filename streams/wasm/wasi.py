@@ -32,6 +32,7 @@ class _Captured:
         self.overflowed = False
 
     def write(self, data: bytes) -> int:
+        """Keep the bytes; how many, or -1 past the limit."""
         if len(data) > self._left:
             self.overflowed = True
             return -1
@@ -40,6 +41,7 @@ class _Captured:
         return len(data)
 
     def value(self) -> bytes:
+        """All that was written."""
         return b"".join(self._parts)
 
 
