@@ -17,7 +17,7 @@
  *   index of the one that does not hold.
  * Rows: 01 'm': time, commands, chain, next offset, arrivals (u64 each). 01 'n' id: note. 01 's' symbol. 01 'a' account. 01 'o' id: an
  *   open order; 01 'c' id: a closed one. 01 't' symbol 00 offset part (big endian): trades. 01 'd' symbol 00 offset: levels changed. */
-#include "streams_base.h"
+#include "streams_machine.h"
 
 enum { ORDERS = 1, RESOLVE = 2, BARRIER = 3, SYMBOL = 4, ACCOUNT = 5, EXECUTE = 6 };
 enum { APPLIED = 0, FAILED = 1, CANCELLED = 2, MISMATCH = 3, SPENT = 4, MALFORMED = 5, PASSED = 6 };
@@ -29,7 +29,7 @@ enum {
   GOOD = 0, NO_SYMBOL = 1, BAD_TICK = 2, BAD_LOT = 3, TOO_LARGE = 4, NO_ACCOUNT = 5, ACCOUNT_NEEDED = 6, NO_FUNDS = 7, OTHER_CONTENT = 8,
   NO_ORDER = 9, NOT_OPEN = 10, FILLED_ALREADY = 11, CALL_TYPE = 12, FULL = 13, IN_USE = 14, CROSSED = 15, HELD = 16, NOT_HOLDING = 17
 };
-enum { MAGIC = 0x314d5453, HEAD = 40, OP = 24, NOTE = 80, META = 40, RESULT = 24, OUTCOME = 40, ORDER_HEAD = 84, HEIGHT = 12 };
+enum { HEAD = 40, OP = 24, NOTE = 80, META = 40, RESULT = 24, OUTCOME = 40, ORDER_HEAD = 84, HEIGHT = 12 };
 enum { PART_TRADES = 4096, TAKE_BYTES = 4 << 20, NAME_MAX = 64, ASSETS_MAX = 32, POSITIONS_MAX = 1024, DIGITS = 18 };
 #define WHOLE_MAX 1000000000000000000ll
 #define TOTAL_MAX (1ll << 62)
@@ -82,8 +82,6 @@ struct account { uint32_t hash, open, assets; uint8_t id_len, dirty; position *f
 typedef struct { uint8_t *key, *row; uint32_t key_len, row_len; } made_row;
 typedef struct { uint8_t id[16]; const uint8_t *row; uint8_t *fresh; uint8_t used; } note;
 
-static const uint8_t *batch;
-static uint32_t batch_n;
 static uint64_t log_ms, commands, chain, next_offset, arrivals, record_no, walk_no;
 static int64_t record_offset;
 static buffer out, dirty_orders, dirty_accounts, dirty_books, listed_books, rows_made, restored_orders;
@@ -93,18 +91,10 @@ static uint32_t notes_cap, take_at[4];
 static uint32_t open_orders;
 static int64_t *batch_counts;
 static uint8_t begun;
-static streams_desc answer;
 static const uint64_t powers[DIGITS + 1] = {
   1ull, 10ull, 100ull, 1000ull, 10000ull, 100000ull, 1000000ull, 10000000ull, 100000000ull, 1000000000ull, 10000000000ull, 100000000000ull,
   1000000000000ull, 10000000000000ull, 100000000000000ull, 1000000000000000ull, 10000000000000000ull, 100000000000000000ull,
   1000000000000000000ull};
-
-static streams_desc *answered(const void *p, uint32_t len, int32_t status) {
-  answer.ptr = (uint32_t)(uintptr_t)p;
-  answer.len = len;
-  answer.status = status;
-  return &answer;
-}
 
 static uint8_t *room(buffer *b, uint32_t n) {
   if (n > b->cap - b->n) {
@@ -936,17 +926,6 @@ static void end_record(void) {
   listed_books.n = 0;
 }
 
-/* ---- the batch: u32 magic, u32 n, i64 append_ms[n], i64 offset[n], u32 end[n], commands ---- */
-
-static int64_t append_ms(uint32_t i) { return (int64_t)streams_get64(batch + 8 + 8 * i); }
-static uint64_t offset_of(uint32_t i) { return streams_get64(batch + 8 + 8 * (batch_n + i)); }
-static const uint8_t *command(uint32_t i, uint32_t *len) {
-  const uint8_t *ends = batch + 8 + 16 * batch_n, *blob = ends + 4 * batch_n;
-  uint32_t from = i ? streams_get32(ends + 4 * (i - 1)) : 0;
-  *len = streams_get32(ends + 4 * i) - from;
-  return blob + from;
-}
-
 /* How many operations a command has; -1 when it is malformed. */
 static int64_t well_formed(const uint8_t *c, uint32_t len) {
   if (len < HEAD || c[0] != 1 || !c[1] || c[1] > EXECUTE || streams_get16(c + 2)) return -1;
@@ -991,19 +970,11 @@ static void forget(void) {
   take_at[0] = take_at[1] = take_at[2] = take_at[3] = 0;
 }
 
-STREAMS_EXPORT("streams_machine_v1") int32_t streams_machine_v1(void) { return 1; }
 STREAMS_EXPORT("streams_resident_v1") int32_t streams_resident_v1(void) { return 1; }
 
 STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
-  uint32_t n = len < 8 ? 0 : streams_get32(p + 4);
-  if (len < 8 || streams_get32(p) != MAGIC || n > (len - 8) / 20) return answered(0, 0, -1);
-  batch = p;
-  batch_n = n;
-  for (uint32_t i = 0, last = 0; i < n; i++) {
-    uint32_t end = streams_get32(p + 8 + 16 * n + 4 * i);
-    if (end < last || end > len - 8 - 20 * n) return answered(0, 0, -1);
-    last = end;
-  }
+  if (!machine_batch(p, len)) return answered(0, 0, -1);
+  uint32_t n = batch_n;
   forget();
   uint32_t operations = 0, size;
   int64_t *counts = batch_counts = streams_scratch(n * sizeof *counts);

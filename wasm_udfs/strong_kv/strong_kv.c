@@ -12,30 +12,21 @@
  * Rows: user keys: row v1 (merge type lww; seq and start are the version, i.e. offset + 1).
  *   01 'i' id: u8 1, u8 code, u16 condition, u32 0, fingerprint[16], i64 time, u64 offset, u64 version, i64 forgotten from. 56 bytes.
  *   01 'm': i64 time of the log, u64 commands, u64 chain (a hash of all results and changes), u64 offset after the last. 32 bytes. */
-#include "streams_base.h"
+#include "streams_machine.h"
 
 enum { TRANSACTION = 1, RESOLVE = 2, BARRIER = 3 };
 enum { APPLIED = 0, FAILED = 1, CANCELLED = 2, MISMATCH = 3, SPENT = 4, MALFORMED = 5, PASSED = 6 };
-enum { MAGIC = 0x314d5453, HEAD = 40, ROW_HEAD = 60, NOTE = 56, META = 32, RESULT = 32, KEY_MAX = 1024 };
+enum { HEAD = 40, ROW_HEAD = 60, NOTE = 56, META = 32, RESULT = 32, KEY_MAX = 1024 };
 #define ANY UINT64_MAX
 #define NEVER INT64_MAX
 #define TTL_MAX (1ll << 52)
 
 typedef struct { const uint8_t *key, *row; uint32_t key_len, row_len, first; uint8_t used, asked, present, dirty; } entry;
 
-static const uint8_t *batch;
-static uint32_t batch_n, capacity, entries_n;
+static uint32_t capacity, entries_n;
 static entry *entries;       /* open addressing, by key */
 static entry **order;        /* the same in order of first mention, so that answers do not depend on the table's size */
 static uint8_t *arena;       /* rows and keys made in this batch */
-static streams_desc answer;
-
-static streams_desc *answered(const void *p, uint32_t len, int32_t status) {
-  answer.ptr = (uint32_t)(uintptr_t)p;
-  answer.len = len;
-  answer.status = status;
-  return &answer;
-}
 
 static entry *find(const uint8_t *key, uint32_t len) {
   uint32_t at = streams_hash(key, len) & (capacity - 1);
@@ -56,17 +47,6 @@ static void set(entry *e, const uint8_t *row, uint32_t len) {
   e->row_len = len;
   e->present = row != 0;
   e->dirty = 1;
-}
-
-/* ---- the batch: u32 magic, u32 n, i64 append_ms[n], i64 offset[n], u32 end[n], commands ---- */
-
-static int64_t append_ms(uint32_t i) { return (int64_t)streams_get64(batch + 8 + 8 * i); }
-static uint64_t offset_of(uint32_t i) { return streams_get64(batch + 8 + 8 * (batch_n + i)); }
-static const uint8_t *command(uint32_t i, uint32_t *len) {
-  const uint8_t *ends = batch + 8 + 16 * batch_n, *blob = ends + 4 * batch_n;
-  uint32_t from = i ? streams_get32(ends + 4 * (i - 1)) : 0;
-  *len = streams_get32(ends + 4 * i) - from;
-  return blob + from;
 }
 
 typedef struct { const uint8_t *p, *end; } cursor;
@@ -143,18 +123,10 @@ static void ask(entry *e, uint32_t first) {
   if (first > e->first) e->first = first;
 }
 
-STREAMS_EXPORT("streams_machine_v1") int32_t streams_machine_v1(void) { return 1; }
 
 STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
-  uint32_t n = len < 8 ? 0 : streams_get32(p + 4);
-  if (len < 8 || streams_get32(p) != MAGIC || n > (len - 8) / 20) return answered(0, 0, -1);
-  batch = p;
-  batch_n = n;
-  for (uint32_t i = 0, last = 0; i < n; i++) {
-    uint32_t end = streams_get32(p + 8 + 16 * n + 4 * i);
-    if (end < last || end > len - 8 - 20 * n) return answered(0, 0, -1);
-    last = end;
-  }
+  if (!machine_batch(p, len)) return answered(0, 0, -1);
+  uint32_t n = batch_n;
   uint32_t keys = 1 + n, bytes = META + n * (NOTE + 18), size;
   for (uint32_t i = 0; i < n; i++) {
     const uint8_t *c = command(i, &size);
