@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streams.model.errors import Conflict
+from streams.sequencer.log_store import LogStore
 from streams.sequencer.order_commands import (
     ACCOUNT_PREFIX,
     CLOSED_PREFIX,
@@ -34,15 +35,12 @@ from streams.sequencer.order_commands import (
     symbol_row,
     trades_row,
 )
-from streams.state.errors import StoreCorrupt
 from streams.state.options import StoreOptions
-from streams.state.partition import TablePartition
-from streams.wasm.engine import ModuleCache
+from streams.wasm.engine import ModuleCache, module_hash
 from streams.wasm.machine_host import LogCommand
 from streams.wasm.resident_host import ResidentHost
 
-_TOPIC_ID, _MODULE, _FLOOR = "topic_id", "machine", "feed_floor"
-_CHUNK_ROWS = 5_000
+_FLOOR = "feed_floor"
 KNOWN_MS = 30 * 86_400_000
 """How long, by the log's time, closed orders, trades and notes are kept. The machine was built with the same."""
 FEED_MS = 86_400_000
@@ -70,7 +68,7 @@ class FeedEntry:
     trades: list[Trade]
 
 
-class OrdersStore:
+class OrdersStore(LogStore):
     """Rows, position and machine of the orders' log. One RocksDB: rows and offset go into it in one write batch.
 
     The books themselves are in the machine's memory, made from the rows of symbols, accounts and open orders at the
@@ -80,12 +78,7 @@ class OrdersStore:
     def __init__(
         self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
     ) -> None:
-        self._topic = topic
-        try:
-            self.store = TablePartition(path, options)
-        except StoreCorrupt:
-            TablePartition.wipe(path)
-            self.store = TablePartition(path, options)
+        super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
         self._load()
         self._machine.restore()
@@ -105,30 +98,13 @@ class OrdersStore:
             yield from self.store.iterate(prefix)
 
     @property
-    def next(self) -> int:
-        """The position in the log up to which everything is applied."""
-        return self.store.changelog_offset() or 0
-
-    @property
     def memory_bytes(self) -> int:
         """What the machine holds."""
         return self._machine.memory_bytes
 
-    def belongs_to(self, topic_id: str) -> bool:
-        """Whether the rows are of this topic and were made by this very machine (or there are none yet)."""
-        known, module = self.store.meta(_TOPIC_ID), self.store.meta(_MODULE)
-        return known in (None, topic_id) and module in (None, self._machine.sha256)
-
-    def begin(self, topic_id: str) -> None:
-        """Note where the rows come from, before the first is applied."""
-        self.store.set_meta(_TOPIC_ID, topic_id)
-        self.store.set_meta(_MODULE, self._machine.sha256)
-
     def reset(self) -> None:
         """Forget everything: the log is read again from its start."""
-        self.store.apply([], None, 0)
-        for chunk in iter(lambda: self.store.scan(limit=_CHUNK_ROWS), []):
-            self.store.apply([(key, None) for key, _ in chunk], None, 0)
+        self.wipe()
         self.store.set_meta(_FLOOR, "0")
         self._machine.forget()
         self._load()
@@ -138,8 +114,7 @@ class OrdersStore:
 
         Conflict when they do not go on where the state stands. UdfTrap: nothing was applied.
         """
-        if commands and commands[0].offset < self.next:
-            raise Conflict(f"{self._topic} stepped back to {commands[0].offset}, applied is {self.next}", field="topic")
+        self.check_follows(commands)
         done = self._machine.apply(commands, self.store.multi_get)
         swept = self._sweep(len(done.rows)) if done.rows else []
         try:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streams.model.clock import NEVER_MS
-from streams.model.errors import Conflict
 from streams.model.marker import InputPosition, Marker
 from streams.sequencer.commands import META_KEY, MachineState, Result, decode_result, decode_state, expiry_of
-from streams.state.errors import StoreCorrupt
+from streams.sequencer.log_store import LogStore
 from streams.state.options import StoreOptions
-from streams.state.partition import TablePartition
 from streams.wasm.machine_host import LogCommand, MachineHost
 
 _INDEX = b"\x01t"
-_TOPIC_ID, _MODULE = "topic_id", "machine"
-_CHUNK_ROWS = 5_000
 SWEEP_ROWS = 200
 """Expired rows that are dropped with a batch, at most."""
 
@@ -30,7 +26,7 @@ class Step:
     keys: list[bytes]
 
 
-class SequencedState:
+class SequencedState(LogStore):
     """Rows, position and machine of one group. One RocksDB: rows and offset go into it in one write batch.
 
     So the store is the snapshot: a restart goes on at its offset. Rows that have expired by the time of the log count
@@ -38,12 +34,8 @@ class SequencedState:
     """
 
     def __init__(self, path: Path, topic: str, machine: MachineHost, options: StoreOptions | None = None) -> None:
-        self._topic, self._machine = topic, machine
-        try:
-            self.store = TablePartition(path, options)
-        except StoreCorrupt:
-            TablePartition.wipe(path)
-            self.store = TablePartition(path, options)
+        super().__init__(path, topic, machine.sha256, options)
+        self._machine = machine
         self._time_ms = 0
         self._sweep_at_ms = 0
         self._load()
@@ -53,31 +45,9 @@ class SequencedState:
         self._time_ms = self.machine_state.time_ms
         self._sweep_at_ms = 0
 
-    @property
-    def next(self) -> int:
-        """The position in the log up to which everything is applied."""
-        return self.store.changelog_offset() or 0
-
-    @property
-    def topic_id(self) -> str:
-        """The id of the topic that these rows come from; empty before the first."""
-        return self.store.meta(_TOPIC_ID) or ""
-
-    def belongs_to(self, topic_id: str) -> bool:
-        """Whether the rows are of this topic and were made by this very machine (or there are none yet)."""
-        known, module = self.store.meta(_TOPIC_ID), self.store.meta(_MODULE)
-        return known in (None, topic_id) and module in (None, self._machine.sha256)
-
-    def begin(self, topic_id: str) -> None:
-        """Note where the rows come from, before the first is applied."""
-        self.store.set_meta(_TOPIC_ID, topic_id)
-        self.store.set_meta(_MODULE, self._machine.sha256)
-
     def reset(self) -> None:
         """Forget everything: the log is read again from its start."""
-        self.store.apply([], None, 0)
-        for chunk in iter(lambda: self.store.scan(limit=_CHUNK_ROWS), []):
-            self.store.apply([(key, None) for key, _ in chunk], None, 0)
+        self.wipe()
         self._load()
 
     def apply(self, commands: Sequence[LogCommand], following: int) -> Step:
@@ -85,8 +55,7 @@ class SequencedState:
 
         Conflict when they do not go on where the state stands. UdfTrap: nothing was applied.
         """
-        if commands and commands[0].offset < self.next:
-            raise Conflict(f"{self._topic} stepped back to {commands[0].offset}, applied is {self.next}", field="topic")
+        self.check_follows(commands)
         done = self._machine.apply(commands, self.store.multi_get)
         rows = list(done.rows)
         first_ms = NEVER_MS
