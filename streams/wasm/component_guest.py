@@ -6,15 +6,12 @@ Bytes travel as strings of code points 0 to 255 (wasm_udfs/sdk/python/udf.wit sa
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import wasmtime
 from wasmtime.component import Func, Linker
 
 from streams.wasm.batch import Buffer
-from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
+from streams.wasm.counted import CountedCalls
+from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 from streams.wasm.meter import UdfMeter
 
 EXPORT = "call"
@@ -30,10 +27,8 @@ class ComponentGuest:
     def __init__(
         self, compiled: CompiledModule, limits: Limits, host: EngineHost, meter: UdfMeter | None = None
     ) -> None:
-        self._limits, self._host, self._metered = limits, host, compiled.metered
+        self._limits = limits
         self._meter, self.last_call = meter or UdfMeter(), "instantiation"
-        deadline_s = limits.fuel_deadline_s if compiled.metered else limits.deadline_s
-        self._ticks = max(2, round(deadline_s / TICK_S) + 1)
         engine = host.engine(compiled.metered, compiled.stack_bytes)
         self._store = wasmtime.Store(engine)
         self._store.set_limits(
@@ -43,13 +38,14 @@ class ComponentGuest:
             tables=_INSTANCES_MAX,
             memories=_INSTANCES_MAX,
         )
+        self._calls = CountedCalls(compiled, limits, host, self._meter, self._store)
         self._inputs: dict[int, str] = {}
         self._next = 0
         self._given = 0
         self._answer = b""
         self._status = 0
         self._meter.started()
-        with self._counted():
+        with self._calls.one():
             try:
                 instance = Linker(engine).instantiate(self._store, compiled.module)
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -58,24 +54,6 @@ class ComponentGuest:
         if function is None:
             raise UdfTrap(f"the component exports no {EXPORT}", TrapKind.MALFORMED)
         self._function: Func = function
-
-    def _arm(self) -> None:
-        self._store.set_epoch_deadline(self._ticks)
-        if self._metered:
-            self._store.set_fuel(self._limits.fuel)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Limits set anew and epochs advancing for one call; what it used goes to the meter."""
-        self._arm()
-        began_s = time.thread_time()
-        try:
-            with self._host.ticking():
-                yield
-        finally:
-            fuel = self._limits.fuel - self._store.get_fuel() if self._metered else 0
-            self._meter.called(time.thread_time() - began_s, fuel)
-            self._meter.holds(self.memory_bytes)
 
     def _trap(self, error: Exception, before: str = "") -> UdfTrap:
         text = str(error)
@@ -103,7 +81,7 @@ class ComponentGuest:
         """Calls what the ABI names; the status that it answered (unsigned). UdfTrap when it is stopped."""
         given = self._inputs.pop(params[0], "") if params else ""
         self.last_call = name
-        with self._counted():
+        with self._calls.one():
             try:
                 text = self._function(self._store, name, given)
                 self._function.post_return(self._store)
@@ -120,6 +98,7 @@ class ComponentGuest:
                 f"output of {len(answer)} bytes is over the limit of {self._limits.output_bytes}", TrapKind.OUTPUT
             )
         self._status, self._answer = int.from_bytes(answer[:4], "little", signed=True), answer[4:]
+        self._meter.holds(self.memory_bytes)
         if name == "streams_take":
             self._given = 0
         return self._status & 0xFFFFFFFF

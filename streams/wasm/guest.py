@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
 import wasmtime
@@ -14,7 +12,8 @@ import wasmtime
 from streams.wasm.backtrace import frames_of
 from streams.wasm.batch import Buffer
 from streams.wasm.buffers import Make
-from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
+from streams.wasm.counted import CountedCalls
+from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 from streams.wasm.fastcall import FastFunction
 from streams.wasm.meter import UdfMeter
 
@@ -83,18 +82,15 @@ class Guest:
         self._meter = meter or UdfMeter()
         self._stack_bytes = compiled.stack_bytes
         self.last_call = "instantiation"
-        self._host = host
-        self._metered = compiled.metered
-        deadline_s = limits.fuel_deadline_s if compiled.metered else limits.deadline_s
-        self._ticks = max(2, round(deadline_s / TICK_S) + 1)
         self._store = wasmtime.Store(host.engine(compiled.metered, compiled.stack_bytes))
         self._store.set_limits(
             memory_size=limits.memory_bytes, table_elements=100_000, instances=1, tables=16, memories=1
         )
+        self._calls = CountedCalls(compiled, limits, host, self._meter, self._store)
         self._memory: wasmtime.Memory | None = None
         self._meter.started()
         try:
-            with self._counted():
+            with self._calls.one():
                 instance = wasmtime.Instance(self._store, compiled.module, [])
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             trap = self._trap(error)
@@ -107,23 +103,6 @@ class Guest:
         if not isinstance(memory, wasmtime.Memory):
             raise UdfTrap("the module exports no memory", TrapKind.MALFORMED)
         self._memory = memory
-
-    def _arm(self) -> None:
-        self._store.set_epoch_deadline(self._ticks)
-        if self._metered:
-            self._store.set_fuel(self._limits.fuel)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Limits set anew and epochs advancing for one call; what it used goes to the meter."""
-        self._arm()
-        began_s = time.thread_time()
-        try:
-            with self._host.ticking():
-                yield
-        finally:
-            fuel = self._limits.fuel - self._store.get_fuel() if self._metered else 0
-            self._meter.called(time.thread_time() - began_s, fuel)
 
     def _trap(self, error: Exception) -> UdfTrap:
         self._meter.holds(self.memory_bytes)
@@ -154,7 +133,7 @@ class Guest:
                 raise UdfTrap(f"the module exports no {name}", TrapKind.MALFORMED)
             function = self._functions[name] = FastFunction(self._store, self._exports[name], name)
         self.last_call = name
-        with self._counted():
+        with self._calls.one():
             try:
                 return function(*params)
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
