@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 _CHUNK = 1 << 16
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-    """Copy until the end. The queue keeps the delay from lowering the throughput."""
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+    """Copy until the end, each byte `delay_s` later. The queue keeps the delay from lowering the throughput."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1024)
 
@@ -65,8 +65,8 @@ class _Link:
         ):  # cancelled: the link ends, and there is no one to tell
             far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
             await asyncio.gather(
-                _pump(reader, far_writer, self._delay_s),
-                _pump(far_reader, writer, self._delay_s),
+                pump(reader, far_writer, self._delay_s),
+                pump(far_reader, writer, self._delay_s),
                 return_exceptions=True,
             )
         writer.transport.abort()

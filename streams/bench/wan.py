@@ -16,14 +16,11 @@ from pathlib import Path
 
 import uvloop
 
+from streams.bench.delay_proxy import pump
 from streams.model.errors import StreamsError
 from streams.model.topology import Region, Topology
 from streams.region.plan import MIRROR_PORT
 from streams.region.processes import die_with_parent
-
-_CHUNK = 1 << 16
-_AHEAD = 1024
-"""Pieces that wait in one direction of a connection, at most."""
 
 
 @contextmanager
@@ -48,32 +45,6 @@ def far_apart(data: Path, regions: Sequence[str], one_way_ms: float) -> Iterator
         process.communicate()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-    """Copy until the end; the queue keeps the delay from lowering the throughput."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_AHEAD)
-
-    async def deliver() -> None:
-        data = b"-"
-        while data:
-            due_s, data = await queue.get()
-            if due_s > loop.time():
-                await asyncio.sleep(due_s - loop.time())
-            writer.write(data)
-            await writer.drain()
-
-    delivering = asyncio.create_task(deliver())
-    try:
-        data = b"-"
-        while data:
-            data = await reader.read(_CHUNK)
-            await queue.put((loop.time() + delay_s, data))
-        await delivering
-    finally:
-        delivering.cancel()
-        writer.close()
-
-
 class _Proxy:
     def __init__(self, data: Path, region: str, delay_s: float) -> None:
         self._data, self._region, self._delay_s = data, region, delay_s
@@ -87,7 +58,7 @@ class _Proxy:
             writer.close()
             return
         await asyncio.gather(
-            _pump(reader, far_writer, self._delay_s), _pump(far_reader, writer, self._delay_s), return_exceptions=True
+            pump(reader, far_writer, self._delay_s), pump(far_reader, writer, self._delay_s), return_exceptions=True
         )
 
 
