@@ -31,13 +31,13 @@ from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.functions import FunctionService
 from streams.gateway.http_server import HttpServer
-from streams.gateway.mirrored import tell_mirror
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
+from streams.gateway.supervised import tell_mirror, tell_workers
 from streams.gateway.trading import Trading
 from streams.gateway.udf_versions import VersionKeeper
-from streams.gateway.udfs import UdfService, tell_supervisor
+from streams.gateway.udfs import UdfService
 from streams.kafka.admin import Admin
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.model.clock import wall_ms
@@ -249,7 +249,7 @@ class GatewayServer:
         every = {name for name, each in self.tables.tables.items() if each.spec.sources}
         if gone := every - deployed.keys() - self.versions.held:
             self._spawn(self.tables.retire(gone), "retired tables")
-        tell_supervisor(self._options.data, self.gateway.region.name, self.udfs.labels())
+        tell_workers(self._options.data, self.gateway.region.name, self.udfs.labels())
         tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
         self.functions.follow(self.udfs.udfs.live)
         if new and self.gateway.started:

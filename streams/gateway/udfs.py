@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from streams.definitions import releases
@@ -38,7 +36,6 @@ _CLOCKS_MS = 2_000
 CAUGHT_UP_MS = 2_000
 """A version has caught up in a region once its markers are no more than this behind what else is heard from there."""
 _POLL_S = 0.1
-DIRECTORY = "udfs"
 PENDING = {"state": "pending", "reason": "the region is not heard from", "version": None, "at": None}
 
 
@@ -326,19 +323,3 @@ def touched(manifest: Manifest) -> tuple[str, ...]:
     function = manifest.function
     names = (*manifest.inputs, *manifest.puts) if function is None else (*function.tables, *function.puts)
     return tuple(dict.fromkeys(names))
-
-
-def tell_supervisor(data: Path, region: str, names: list[str]) -> None:
-    """Say which UDFs the region runs, by their workers' labels: a supervisor on this machine keeps a worker for each
-    (region/deployed.py)."""
-    path = data / DIRECTORY / f"{region}.json"
-    body = json.dumps({"udfs": sorted(names)}) + "\n"
-    try:
-        if path.exists() and path.read_text() == body:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(body)
-        temporary.replace(path)
-    except OSError as error:
-        log.error("%s cannot be written, so no worker is started or stopped: %s", path, error)

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from streams.gateway.mirrored import tell_mirror
+from streams.gateway.supervised import tell_mirror
 from streams.model.keyspace import Keyspace
 from streams.region.mirror_maker import mirrored_topics
 from streams.region.mirrored import MirroredEvents

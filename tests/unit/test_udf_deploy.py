@@ -18,7 +18,7 @@ from streams.definitions.udfs import Udfs
 from streams.edge.options import TableSpec
 from streams.gateway.auth import Authority, Principal, authorize_deploy
 from streams.gateway.multipart import parse_multipart
-from streams.gateway.udfs import tell_supervisor
+from streams.gateway.supervised import tell_workers
 from streams.model.errors import BadInput, Conflict, Forbidden, NotFound, UnsupportedMedia
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.model.topology import Region, Topology
@@ -296,16 +296,16 @@ async def test_the_supervisor_keeps_a_worker_for_each_deployed_udf(tmp_path: Pat
         return {each.spec.name: each.identity.pid for each in supervisor.processes if each.identity is not None}
 
     try:
-        tell_supervisor(tmp_path, "us-east", ["a", "b"])
-        tell_supervisor(tmp_path, "eu-west", ["a"])
+        tell_workers(tmp_path, "us-east", ["a", "b"])
+        tell_workers(tmp_path, "eu-west", ["a"])
         names = {"worker-us-east-udf-a", "worker-us-east-udf-b", "worker-eu-west-udf-a"}
         await eventually(lambda: running().keys() == names)
         before = running()
-        tell_supervisor(tmp_path, "us-east", ["b"])
+        tell_workers(tmp_path, "us-east", ["b"])
         await eventually(lambda: running().keys() == names - {"worker-us-east-udf-a"})
         assert running().items() <= before.items(), "the others go on"
         (tmp_path / "udfs" / "us-east.json").write_text("not JSON")
-        tell_supervisor(tmp_path, "eu-west", [])
+        tell_workers(tmp_path, "eu-west", [])
         await eventually(lambda: running().keys() == {"worker-us-east-udf-b"})
     finally:
         following.cancel()

@@ -23,8 +23,9 @@ from streams.edge.options import TableSpec
 from streams.gateway.http import Call
 from streams.gateway.routes_udf_versions import order_of
 from streams.gateway.shadow import CompareOptions, compare
+from streams.gateway.supervised import tell_workers
 from streams.gateway.udf_versions import KeeperOptions, VersionKeeper
-from streams.gateway.udfs import UdfService, tell_supervisor
+from streams.gateway.udfs import UdfService
 from streams.kafka.admin import Admin
 from streams.model.errors import BadInput, Conflict, NotFound, Timeout
 from streams.model.keyspace import BUILTIN
@@ -399,10 +400,10 @@ async def test_the_workers_of_all_generations_run_and_their_directories_go(tmp_p
     workers = DeployedWorkers(tmp_path, [TOPOLOGY.home], supervisor, spec)
     following = asyncio.create_task(workers.run())
     try:
-        tell_supervisor(tmp_path, "us", ["a", "a.g2", "../x", "a.gg", "a.g2.g3"])
+        tell_workers(tmp_path, "us", ["a", "a.g2", "../x", "a.gg", "a.g2.g3"])
         await eventually(lambda: running() == {"worker-us-udf-a", "worker-us-udf-a.g2"})
         assert {name for name, place in places.items() if place.exists()} == {"builtin", "udf.a", "udf.a.g2"}
-        tell_supervisor(tmp_path, "us", ["a.g2"])
+        tell_workers(tmp_path, "us", ["a.g2"])
         await eventually(lambda: running() == {"worker-us-udf-a.g2"} and not places["udf.a"].exists())
         assert places["udf.a.g2"].exists() and places["builtin"].exists()
     finally:
