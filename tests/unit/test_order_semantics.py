@@ -213,6 +213,13 @@ CASES = {
         z buy limit 1 @ 1 by poor -> open
         w buy limit 1 @ 0.01 by poor -> NO_FUNDS
     """,
+    "a market order whose cost is more than can be counted is refused": """
+        policy cancel_newest
+        o sell limit 1000000 @ 1000000 -> open
+        p sell limit 1000000 @ 1000000 -> open
+        x buy market 2000000 by rich -> TOO_LARGE
+        y buy market 1000000 by rich -> filled 1000000: 1000000@1000000 o
+    """,
 }
 
 
@@ -229,10 +236,15 @@ class Table:
         return outcome.status if outcome.why.name == "GOOD" else outcome.why.name, outcome.filled
 
     def symbol(self, policy: str) -> None:
-        """The symbol, and three accounts."""
+        """The symbol, and four accounts."""
         terms = SymbolTerms("T", parse_decimal("0.01", ""), parse_decimal("1", ""), self_trade=policy)
         self.send(command(SYMBOL, bytes(16), [terms.encode()]))
-        for name, usd, stock in (("me", 10**6, 10**6), ("other", 10**6, 10**6), ("poor", 1_000, 0)):
+        for name, usd, stock in (
+            ("me", 10**6, 10**6),
+            ("other", 10**6, 10**6),
+            ("poor", 1_000, 0),
+            ("rich", 15 * 10**11, 0),
+        ):
             self.send(account_command(bytes(16), name.encode(), [(b"USD", usd * 10**18), (b"T", stock * 10**18)]))
 
     def line(self, line: str) -> None:

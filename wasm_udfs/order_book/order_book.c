@@ -593,6 +593,7 @@ static uint32_t place(const operation *p, order *o, outcome *r) {
   int64_t can = p->type == FOK || (a && p->type == MARKET && p->side == BUY) ? fillable(o, b, &cost) : quantity;
   if (a) {
     money hold = p->type == MARKET && p->side == BUY ? cost : hold_of(o, price, quantity);
+    if (hold > NOTIONAL_MAX) return TOO_LARGE; /* a market order's cost is counted no further than that */
     if (hold > free_money(o)) return NO_FUNDS;
     paying(o)->held += hold;
     a->open++;
