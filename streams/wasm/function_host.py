@@ -120,6 +120,8 @@ class _Run:
     def address(self, ptr: int, size: int) -> int:
         """Where guest memory is; UdfTrap when a pointer lies outside it."""
         if ptr + size > self.size:
+            if self.memory is None:
+                raise UdfTrap("it called the host before it had started", TrapKind.MALFORMED)
             # It has grown, or this lies outside. It only grows, and a pooled memory stays in its place.
             self.base = engine.memory_data(self.context, self.memory)
             self.size = engine.memory_size(self.context, self.memory)

@@ -221,6 +221,12 @@ ALL = MEMORY + MARKER + ALLOC + HANDLE
             "",
             "",
         ),
+        (
+            wat('(import "streams" "log" (func $l (param i32 i32) (result i32)))' + ALL
+                + "(func $s (drop (call $l (i32.const 0) (i32.const 5)))) (start $s)"),
+            "module",
+            "before it had started",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_module_is_refused_with_the_reason(module: bytes, field: str, says: str) -> None:
