@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from streams.gateway.order_bodies import batch_operation, order_json, refusal
 from streams.gateway.order_columns import encode_columns
-from streams.model.errors import BadInput, Conflict, NotFound, StreamsError
+from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Unavailable
 from streams.sequencer.order_commands import (
+    CANCEL,
+    NONE,
     ORDERS_MAX,
     PLACE,
+    SIDES,
+    TYPES,
     Operation,
+    OrderRow,
     OrdersResult,
     Outcome,
     Trade,
     Why,
     decode_operation,
+    text_of,
 )
 from streams.sequencer.orders_state import OrdersStore
 from streams.serde import parse_json
-from streams.tabular.ipc import ArrowStream, decode
+from streams.tabular.ipc import ArrowStream, check_batch, decode
 from streams.tabular.orders import order_columns
 
 NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
@@ -33,18 +40,22 @@ _TRADE_FIELDS = ("price", "quantity", "maker", "taker")
 
 @dataclass(slots=True)
 class Lines:
-    """A batch's good lines, encoded, with their numbers from 1; and those that are refused before anything is sent."""
+    """A batch's good lines, encoded, with their numbers from 1; and the first `REJECTED_MAX` of those
+    that are refused before anything is sent."""
 
     numbers: list[int] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     refused: list[tuple[int, StreamsError]] = field(default_factory=list)
+    refused_count: int = 0
 
     def add(self, number: int, row: Any) -> None:
         """Judge one line: bytes of JSON, or what they would be."""
         try:
             part = batch_operation(parse_json(row) if isinstance(row, bytes) else row).encode()
         except StreamsError as error:
-            self.refused.append((number, error))
+            self.refused_count += 1
+            if len(self.refused) < REJECTED_MAX:
+                self.refused.append((number, error.with_traceback(None)))
             return
         self.numbers.append(number)
         self.parts.append(part)
@@ -80,6 +91,8 @@ def parse_batch(content_type: str, body: bytes) -> Lines:
             field="Content-Type",
             fix=f"send {NDJSON}, application/json or {ARROW}",
         )
+    if not lines.parts and not lines.refused:
+        raise BadInput("there are no orders in it", field="body", fix="send at least one")
     return lines
 
 
@@ -87,6 +100,7 @@ def _read_arrow(lines: Lines, body: bytes) -> None:
     stream, number = ArrowStream(), 0
     for piece in stream.feed(body):
         for batch in decode(piece, SLICE_ROWS):
+            check_batch(batch)
             columns = order_columns(batch)
             parts = None if columns is None else encode_columns(columns)
             if parts is not None:
@@ -97,6 +111,20 @@ def _read_arrow(lines: Lines, body: bytes) -> None:
                     lines.add(index, row)
             number += len(batch)
     stream.finish()
+
+
+class UnknownBatch(Unavailable):
+    """Of several records that a batch became, some are placed; what became of the others is not known. There is no one
+    command to resolve: the same request under its key places what is missing, and nothing twice."""
+
+    title = "outcome unknown"
+
+    def __init__(self, detail: str, key: str, accepted: int) -> None:
+        super().__init__(
+            f"{accepted} orders were placed, the others may be: {detail}",
+            fix="send the same request again with this Idempotency-Key",
+        )
+        self.extra = {"idempotency_key": key, "accepted": accepted}
 
 
 class NoOrder(NotFound):
@@ -117,16 +145,30 @@ def made_by(store: OrdersStore, operation: Operation, outcome: Outcome) -> list[
     return store.trades_of(operation.symbol.decode(), outcome.offset, operation.identity.decode())
 
 
-def changed_json(store: OrdersStore, identity: str, result: OrdersResult, outcome: Outcome) -> dict[str, object]:
-    """The order as this change left it, and the trades that the change made."""
+def changed_json(
+    store: OrdersStore, identity: str, outcome: Outcome, trades: list[Trade] | None, offset: int, time_ms: int
+) -> dict[str, object]:
+    """The order as this change left it, and the trades that the change made; None: all that it made at `offset`."""
     row = store.order(identity)
     if row is None:
         raise NoOrder(f"there is no order {identity}", field="id")
     shown = row.to_json() | {"status": outcome.status, "filled": outcome.filled, "quantity": outcome.quantity}
     if row.kind != "market":
         shown["price"] = outcome.price
-    trades = plain_trades(store.trades_of(row.symbol, result.offset, identity))
-    return {"order": shown, "trades": trades, "offset": result.offset, "timestamp": result.time_ms}
+    if trades is None:
+        trades = plain_trades(store.trades_of(row.symbol, offset, identity))
+    return {"order": shown, "trades": trades, "offset": offset, "timestamp": time_ms}
+
+
+def _is_of(row: OrderRow, operation: Operation) -> bool:
+    """Whether an order's row is what the operation would have left, and not another order's, or of another change."""
+    if operation.op == CANCEL:
+        return row.status == "cancelled"
+    if operation.op != PLACE:
+        given = ((row.price, operation.price), (row.quantity, operation.quantity))
+        return all(each == NONE or shown == text_of(each.whole, each.digits) for shown, each in given)
+    asked = (operation.symbol.decode(), SIDES[operation.side], TYPES[operation.kind], operation.account.decode())
+    return (row.symbol, row.side, row.kind, row.account) == asked
 
 
 class BatchAnswer:
@@ -145,6 +187,17 @@ class BatchAnswer:
         if len(self._rejected) < REJECTED_MAX:
             found: dict[str, object] = {"line": number, "reason": str(error), "field": error.field}
             self._rejected.append(found | ({} if identity is None else {"id": identity}))
+
+    def refuse_lines(self, lines: Lines) -> None:
+        """Those that were refused before anything was sent."""
+        for number, error in lines.refused:
+            self.refuse(number, error)
+        self._rejected_count += lines.refused_count - len(lines.refused)
+
+    @property
+    def accepted(self) -> int:
+        """How many were taken so far."""
+        return self._accepted
 
     def take(self, numbers: Sequence[int], parts: Sequence[bytes], result: OrdersResult) -> None:
         """What a record did; one that is told again answers what its orders answered first."""
@@ -179,21 +232,42 @@ class BatchAnswer:
         made: dict[tuple[str, int], dict[str, list[Trade]]],
     ) -> dict[str, object]:
         identity = operation.identity.decode()
-        if operation.op != PLACE:
-            return {"line": number, **changed_json(self._store, identity, result, outcome)}
-        trades: list[Trade] = []
-        if outcome.filled != "0":
-            where = (operation.symbol.decode(), outcome.offset)
-            if where not in made:
-                by_taker = made[where] = {}
-                for trade in self._store.trades_at(*where):
-                    by_taker.setdefault(str(trade["taker"]), []).append(trade)
-            trades = plain_trades(made[where].get(identity, []))
-        return {"line": number, "order": order_json(operation, outcome), "trades": trades, "offset": outcome.offset}
+        if operation.op == CANCEL:
+            return {"line": number, **changed_json(self._store, identity, outcome, [], result.offset, result.time_ms)}
+        if operation.op == PLACE:
+            trades: list[Trade] = []
+            if outcome.filled != "0":
+                trades = self._next_trades(made, (operation.symbol.decode(), outcome.offset), identity, outcome.filled)
+            return {"line": number, "order": order_json(operation, outcome), "trades": trades, "offset": outcome.offset}
+        row = self._store.order(identity)
+        trades = [] if row is None else self._next_trades(made, (row.symbol, result.offset), identity, None)
+        return {"line": number, **changed_json(self._store, identity, outcome, trades, result.offset, result.time_ms)}
+
+    def _next_trades(
+        self,
+        made: dict[tuple[str, int], dict[str, list[Trade]]],
+        where: tuple[str, int],
+        taker: str,
+        filled: str | None,
+    ) -> list[Trade]:
+        """The trades of a record that an order made, each told once: those that fill it to `filled`, None: the rest."""
+        if where not in made:
+            by_taker = made[where] = {}
+            for trade in self._store.trades_at(*where):
+                by_taker.setdefault(str(trade["taker"]), []).append(trade)
+        left, told = made[where].get(taker, []), 0
+        wanted = None if filled is None else Decimal(filled)
+        while told < len(left) and (wanted is None or wanted > 0):
+            if wanted is not None:
+                wanted -= Decimal(str(left[told]["quantity"]))
+            told += 1
+        found, made[where][taker] = left[:told], left[told:]
+        return plain_trades(found)
 
     def _first(self, operation: Operation) -> Outcome | None:
+        """What an operation of a record that is told again did, as far as its order's row shows it; None: nothing."""
         row = self._store.order(operation.identity.decode())
-        if row is None:
+        if row is None or not _is_of(row, operation):
             return None
         first = operation.op == PLACE
         status, filled = (row.first_status, row.first_filled) if first else (row.status, row.filled)

@@ -194,12 +194,18 @@ def balances_of(body: object) -> list[tuple[bytes, int]]:
     return found
 
 
+DEALS_MAX = 10_000
+"""Trades that are executed at once, at most: as many as `:match` answers."""
+
+
 def deals_of(body: object) -> list[Deal]:
     """The trades that are to be executed: a list, or an object with it. BadInput."""
     if type(body) is dict:
         body = _fields(body, {"trades", "symbol", "offset"}, "execution").get("trades")
     if type(body) is not list or not body:
         raise BadInput("are no list of trades", field="trades", fix="send what :match answered")
+    if len(body) > DEALS_MAX:
+        raise BadInput(f"are over {DEALS_MAX}", field="trades", fix="send what :match answered, or its beginning")
     found = []
     for index, each in enumerate(body):
         at = f"trades[{index}]"

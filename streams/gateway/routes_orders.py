@@ -13,6 +13,7 @@ from streams.gateway.order_batches import (
     NDJSON,
     BatchAnswer,
     NoOrder,
+    UnknownBatch,
     changed_json,
     made_by,
     parse_batch,
@@ -22,7 +23,7 @@ from streams.gateway.order_bodies import name_of, order_json, placing, refusal, 
 from streams.gateway.params import CONSISTENCY, Param
 from streams.gateway.routes_strong import Asked, asked_of, execute_on
 from streams.gateway.trading import Trading
-from streams.model.errors import BadInput, Conflict
+from streams.model.errors import BadInput, Conflict, StreamsError
 from streams.model.keys import validate_key
 from streams.sequencer.commands import command_id
 from streams.sequencer.order_commands import (
@@ -147,12 +148,16 @@ class OrderRoutes:
             raise BadInput("is unknown", field="answer", fix="use full or summary")
         lines = await asyncio.to_thread(parse_batch, call.content_type, await call.body())
         asked, batch = asked_of(call), BatchAnswer(trading.state, summary == "summary")
-        for number, error in lines.refused:
-            batch.refuse(number, error)
+        batch.refuse_lines(lines)
         for index, (numbers, parts) in enumerate(lines.chunks()):
             name = asked.text.encode("latin-1") + (b"\x00%d" % index if index else b"")
             part = Asked(asked.text, command_id(call.principal.name, name))
-            result, _ = await execute_on(trading, part, command(ORDERS, part.identity, parts))
+            try:
+                result, _ = await execute_on(trading, part, command(ORDERS, part.identity, parts))
+            except StreamsError as error:
+                if not index:
+                    raise
+                raise UnknownBatch(error.detail, asked.text, batch.accepted) from error
             batch.take(numbers, parts, result)
         return reply(batch.body())
 
@@ -246,7 +251,7 @@ async def cancel_order(gateway: Gateway, call: Call, identity: str, key: str | N
     """Cancel an order and answer it as it is left."""
     trading = trading_of(gateway, call, "write")
     result, outcome, headers = await one_outcome(trading, call, Operation(CANCEL, identity.encode()))
-    body = changed_json(trading.state, identity, result, outcome)
+    body = changed_json(trading.state, identity, outcome, None, result.offset, result.time_ms)
     return reply(body if key is None else _as_put(gateway, call, trading, key, body), headers=headers)
 
 
@@ -268,4 +273,4 @@ def _as_put(gateway: Gateway, call: Call, trading: Trading, key: str, body: dict
 
 
 def _answer(trading: Trading, identity: str, result: OrdersResult, outcome: Outcome, headers: Headers) -> Reply:
-    return reply(changed_json(trading.state, identity, result, outcome), headers=headers)
+    return reply(changed_json(trading.state, identity, outcome, None, result.offset, result.time_ms), headers=headers)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams.model.errors import BadInput, TooLarge
 
@@ -16,6 +17,43 @@ _METADATA_BYTES_MAX = 4 << 20
 _CONTINUATION = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _FIX = "send an Arrow IPC stream: a schema, then record batches, uncompressed"
+
+
+DECODED_BYTES_MAX = 256 << 20
+
+
+def check_batch(batch: Any) -> list[str]:
+    """The names of a record batch's columns, if it may be looked into: what comes from outside may be corrupt, and a
+    dictionary may say one long value very often. BadInput."""
+    try:
+        names: list[str] = batch.schema.names
+    except UnicodeError:
+        raise BadInput("a column's name is not UTF-8", field="body", fix="send a valid Arrow stream") from None
+    if len(set(names)) != len(names):
+        raise BadInput("a column's name occurs twice", field="body", fix="name columns once")
+    try:
+        batch.validate(full=True)
+        for name in names:
+            _check_dictionary(batch.column(name))
+    except pa.ArrowException as error:
+        raise BadInput(f"not Arrow: {str(error)[:160]}", field="body", fix="send a valid Arrow stream") from None
+    return names
+
+
+def _check_dictionary(column: Any) -> None:
+    if not pa.types.is_dictionary(column.type):
+        return
+    values = column.dictionary
+    kind = values.type
+    if (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    ):
+        size = pc.sum(pc.cast(pc.binary_length(values), pa.int64()).take(column.indices)).as_py() or 0
+        if size > DECODED_BYTES_MAX:
+            raise BadInput(f"a dictionary column of {size} bytes", field="body", fix="send smaller record batches")
 
 
 class _Header(NamedTuple):

@@ -17,6 +17,7 @@ from streams.model.errors import BadInput
 from streams.model.ttl import parse_ttl_ms
 from streams.serde import parse_json
 from streams.serde.frame_columns import Array, Dictionary, Items
+from streams.tabular.ipc import check_batch
 
 Cells = tuple[Any, Array]
 """Cells of a column, and which of them are right. Wrong ones hold anything."""
@@ -24,7 +25,6 @@ Cells = tuple[Any, Array]
 EXACT_MAX = 1 << 53
 SAMPLE_ROWS = 4096
 """How many texts are looked at to choose a column's form."""
-DECODED_BYTES_MAX = 256 << 20
 """What a column written as a dictionary may take written out, for one slice of rows."""
 
 _INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"
@@ -125,14 +125,10 @@ class ArrowRows:
     """Rows of an Arrow record batch with a column `key`. Validated: what comes from outside may be corrupt."""
 
     def __init__(self, batch: Any, first_number: int = 1) -> None:
+        names = check_batch(batch)
+        if "key" not in names:
+            raise BadInput("there is no column `key`", field="key", fix="name it key")
         try:
-            names = batch.schema.names
-        except UnicodeError:
-            raise BadInput("a column's name is not UTF-8", field="body", fix="send a valid Arrow stream") from None
-        if len(set(names)) != len(names) or "key" not in names:
-            raise BadInput("there is no column `key`, or a name occurs twice", field="key", fix="name columns once")
-        try:
-            batch.validate(full=True)
             self._columns = {name: _decoded(batch.column(name)) for name in names}
             self.keys = _key_text(self._columns.pop("key"))
         except pa.ArrowException as error:
@@ -426,11 +422,6 @@ def _nulled(cells: Any) -> Any:
 def _decoded(column: Any) -> Any:
     if not pa.types.is_dictionary(column.type):
         return column
-    values = column.dictionary
-    if is_text(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
-        size = pc.sum(pc.cast(pc.binary_length(values), pa.int64()).take(column.indices)).as_py() or 0
-        if size > DECODED_BYTES_MAX:
-            raise BadInput(f"a dictionary column of {size} bytes", field="body", fix="send smaller record batches")
     return pc.cast(column, column.type.value_type)
 
 

@@ -297,6 +297,60 @@ async def test_batches_in_three_forms(edge: TestGateway) -> None:
     assert (book["bids"], book["asks"]) == ([], [])
 
 
+def stream_of(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    found: bytes = sink.getvalue().to_pybytes()
+    return found
+
+
+async def test_batches_that_cannot_be_read(edge: TestGateway) -> None:
+    arrow = {"Content-Type": "application/vnd.apache.arrow.stream"}
+    good = stream_of(pa.table({"id": ["w1"], "symbol": ["AAPL"], "side": ["buy"], "price": ["6"], "quantity": ["1"]}))
+    huge = pa.DictionaryArray.from_arrays(pa.array([0] * 65_536, pa.int8()), ["x" * 8_192])
+    for body, headers in (
+        (b"", {"Content-Type": LINES}),
+        (b"[]", {"Content-Type": "application/json"}),
+        (good.replace(b"AAPL", b"A\xff\xfeL"), arrow),
+        (good.replace(b"quantity", b"quant\xff\xfey"), arrow),
+        (stream_of(pa.table({"id": huge})), arrow),
+    ):
+        await problem_of(await edge.http.post("/v1/orders:batch", data=body, headers=headers), 400, "body")
+    many = await answer(await edge.http.post("/v1/orders:batch", data=b"1\n" * 5_000, headers={"Content-Type": LINES}))
+    assert (many["accepted"], many["rejected_count"], len(many["rejected"])) == (0, 5_000, 1_000)
+
+
+async def test_a_batch_told_again_accepts_no_more_than_the_first_time(edge: TestGateway) -> None:
+    await place(edge, "taken", "buy", "3", "1")
+    await place(edge, "m", "sell", "9", "2")
+    key = {"Content-Type": "application/json", "Idempotency-Key": "again"}
+    batch = [
+        order("t", "buy", "9", "3"), {"op": "cancel", "id": "t"}, order("taken", "sell", "90", "1"),
+        {"op": "cancel", "id": "m"}, {"op": "replace", "id": "taken", "quantity": "5", "price": "2"},
+    ]  # fmt: skip
+    first = await answer(await edge.http.post("/v1/orders:batch", json=batch, headers=key))
+    assert [len(each["trades"]) for each in first["results"]] == [1, 0, 0], "each trade is told once"
+    assert [each["line"] for each in first["rejected"]] == [3, 4]
+    edge.orders.lose = True
+    other = {**key, "Idempotency-Key": "lost"}
+    batch = [order("t2", "buy", "1", "1"), order("taken", "sell", "90", "1"), {"op": "cancel", "id": "m"}]
+    await problem_of(await edge.http.post("/v1/orders:batch", json=batch, headers=other), 503)
+    told = await answer(await edge.http.post("/v1/orders:batch", json=batch, headers=other))
+    assert (told["accepted"], [each["line"] for each in told["rejected"]]) == (1, [2, 3])
+
+
+async def test_a_batch_that_ends_in_the_middle_says_so(edge: TestGateway) -> None:
+    lines = b"\n".join(json.dumps(order(f"n{i}", "buy", "1", "1")).encode() for i in range(4_100))
+    headers = {"Content-Type": LINES, "Idempotency-Key": "half"}
+    edge.orders.spared = 1
+    edge.orders.refuse = Unavailable("the home region is not heard of: this attempt sent nothing")
+    half = await problem_of(await edge.http.post("/v1/orders:batch?answer=summary", data=lines, headers=headers), 503)
+    assert (half["idempotency_key"], half["accepted"]) == ("half", 4_000) and ":resolve" not in half["fix"]
+    whole = await answer(await edge.http.post("/v1/orders:batch?answer=summary", data=lines, headers=headers))
+    assert (whole["accepted"], whole["rejected_count"]) == (4_100, 0)
+
+
 async def test_an_unknown_outcome_is_resolved(edge: TestGateway) -> None:
     asked, key = order("u", "buy", "10", "1"), {"Idempotency-Key": "key-1"}
     edge.orders.lose = True
