@@ -136,8 +136,8 @@ class TradingCalls:
                         if kind == "error":
                             body = orjson.loads(data)
                             raise error_of(int(body["status"]), body)
+                        last = position or last  # also of a mark, which says how far a quiet book is known
                         if data:
-                            last = position
                             yield kind, orjson.loads(data)
             except (StreamsError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 if isinstance(error, StreamsError) and not error.retriable:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 from streams.gateway.auth import authorize
 from streams.gateway.context import Gateway
 from streams.gateway.endpoint import Operation as Route
-from streams.gateway.event_stream import IDLE, RETRY, event, stream
+from streams.gateway.event_stream import IDLE, RETRY, event, mark, stream
 from streams.gateway.http import Call, Reply, reply
 from streams.gateway.order_batches import plain_trades
 from streams.gateway.order_bodies import balances_of, deals_of, name_of, refusal, symbol_of, terms_of
@@ -243,14 +244,22 @@ class BookRoutes:
             bids, asks = view.bids[:SNAPSHOT_LEVELS], view.asks[:SNAPSHOT_LEVELS]
             body = {"symbol": name, "offset": after, "bids": bids, "asks": asks, "complete": complete}
             yield event("snapshot", body, str(after))
+        idle_s = self._gateway.subscribers.options.idle_s
+        sent_s = time.monotonic()
         while True:
             stands = trading.state.next
             entries = trading.state.feed(name, after, FEED_RECORDS)
             if entries:
                 yield b"".join(_entry(name, each) for each in entries)
+                sent_s = time.monotonic()
             after = entries[-1].offset if len(entries) == FEED_RECORDS else max(after, stands - 1)
-            if not entries and not await trading.moved(stands + 1, self._gateway.subscribers.options.idle_s):
-                yield IDLE
+            if entries:
+                continue
+            await trading.moved(stands + 1, idle_s)
+            if time.monotonic() - sent_s >= idle_s:
+                # Other books move: a client of a quiet one hears of it, and resumes from here.
+                yield IDLE if after < 0 else mark(str(after))
+                sent_s = time.monotonic()
 
     # ---- accounts
 

@@ -13,12 +13,14 @@ from streams.wasm.machine_host import LogCommand
 
 _TOPIC_ID, _MODULE = "topic_id", "machine"
 _CHUNK_ROWS = 5_000
+_WIPING = "-"
 
 
 class LogStore:
     """The store of one group's rows; rows and offset go into it in one write batch, so it is the snapshot.
 
-    `machine_hash`: of the module that makes the rows. A corrupt store is wiped: the log has everything.
+    `machine_hash`: of the module that makes the rows. A corrupt store, and rows of another machine, which this one may
+    not even be able to read, are wiped: the log has everything.
     """
 
     def __init__(self, path: Path, topic: str, machine_hash: str, options: StoreOptions | None = None) -> None:
@@ -28,6 +30,8 @@ class LogStore:
         except StoreCorrupt:
             TablePartition.wipe(path)
             self.store = TablePartition(path, options)
+        if self.store.meta(_MODULE) not in (None, machine_hash):
+            self.wipe()
 
     @property
     def next(self) -> int:
@@ -51,6 +55,7 @@ class LogStore:
 
     def wipe(self) -> None:
         """Remove all rows, and the position: the log is read again from its start."""
+        self.store.set_meta(_TOPIC_ID, _WIPING)  # no topic's: when it ends here, it is wiped again
         self.store.apply([], None, 0)
         for chunk in iter(lambda: self.store.scan(limit=_CHUNK_ROWS), []):
             self.store.apply([(key, None) for key, _ in chunk], None, 0)

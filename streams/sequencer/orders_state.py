@@ -40,12 +40,13 @@ from streams.wasm.engine import ModuleCache, module_hash
 from streams.wasm.machine_host import LogCommand
 from streams.wasm.resident_host import ResidentHost
 
-_FLOOR = "feed_floor"
+_FLOOR, _BORN = "feed_floor", "born_ms"
 KNOWN_MS = 30 * 86_400_000
 """How long, by the log's time, closed orders, trades and notes are kept. The machine was built with the same."""
 FEED_MS = 86_400_000
 """How long changes of levels are kept: a feed resumes from within it."""
-SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 4_000
+SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 8_000
+"""A walk takes twice as many rows of a kind as have come: with fewer it would never come round."""
 _DEPTH, _MATCH = 1, 2
 _SYMBOL_KIND = SYMBOL_PREFIX[1]
 
@@ -87,6 +88,7 @@ class OrdersStore(LogStore):
         self.machine_state: OrdersState = decode_orders_state(self.store.get(META_KEY))
         self._symbols = {(found := symbol_row(row)).symbol: found for _, row in self.store.iterate(SYMBOL_PREFIX)}
         self._floor = int(self.store.meta(_FLOOR) or 0)
+        self._born_ms = int(self.store.meta(_BORN) or 0)
         self._sweep_at: dict[bytes, bytes | None] = {}
         self._unswept = 0
 
@@ -106,6 +108,7 @@ class OrdersStore(LogStore):
         """Forget everything: the log is read again from its start."""
         self.wipe()
         self.store.set_meta(_FLOOR, "0")
+        self.store.set_meta(_BORN, "0")
         self._machine.forget()
         self._load()
 
@@ -124,6 +127,9 @@ class OrdersStore(LogStore):
             raise
         if done.rows:
             self.machine_state = decode_orders_state(done.rows[-1][1])  # the machine's own row is the last
+            if not self._born_ms:
+                self._born_ms = self.machine_state.time_ms
+                self.store.set_meta(_BORN, str(self._born_ms))
         for key, row in done.rows:
             if key[1] == _SYMBOL_KIND and row is not None:
                 found = symbol_row(row)
@@ -215,7 +221,7 @@ class OrdersStore(LogStore):
         self._unswept += rows
         if self._unswept < SWEEP_ROWS_MIN:
             return []
-        most, self._unswept = min(self._unswept, SWEEP_ROWS_MAX) // 4, 0
+        most, self._unswept = min(2 * self._unswept, SWEEP_ROWS_MAX), 0
         dead: list[tuple[bytes, bytes | None]] = []
         for prefix, keep_ms in (
             (CLOSED_PREFIX, KNOWN_MS),
@@ -224,6 +230,8 @@ class OrdersStore(LogStore):
             (LEVELS_PREFIX, FEED_MS),
         ):
             oldest_ms, floor = self.machine_state.time_ms - keep_ms, self._floor
+            if oldest_ms < self._born_ms:
+                continue  # nothing here is so old
             walked = self.store.scan(prefix, self._sweep_at.get(prefix), most)
             for key, row in walked:
                 if _time_of(prefix, row) <= oldest_ms:
