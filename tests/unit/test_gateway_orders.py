@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest_asyncio
 
 from streams.client import connect
 from streams.gateway.context import GatewayOptions
+from streams.gateway.subscribers import StreamOptions
 from streams.model.errors import Conflict, NotFound, Unavailable
 from streams.sequencer.replica import OutcomeUnknown
 from tests.support.gateway import TestGateway, running_gateway
@@ -428,6 +430,19 @@ async def test_the_feed_misses_nothing(edge: TestGateway) -> None:
     async with edge.http.get("/v1/books/AAPL:subscribe", headers={"Last-Event-ID": seen[0][0]}) as again:
         rest = await events(again, 2)
     assert rest[0] == seen[1] and rest[1][2]["asks"] == [["11", "0"]]
+
+
+async def test_a_quiet_feed_moves_on(tmp_path: Path) -> None:
+    options = GatewayOptions(wait_s=0.3, streams=StreamOptions(idle_s=0.05))
+    async with running_gateway(tmp_path, options, orders=True) as edge:
+        for name in ("QUIET", "BUSY"):
+            await answer(await edge.http.put(f"/v1/symbols/{name}", json={"tick": "0.01", "lot": "1"}))
+        async with edge.http.get("/v1/books/QUIET:subscribe") as live:
+            await events(live, 1)
+            made = await place(edge, "a", "buy", "10", "5", symbol="BUSY")
+            async with asyncio.timeout(20):
+                while (await live.content.readline()).strip() != b"id: %d" % made["offset"]:
+                    pass
 
 
 async def test_the_client(edge: TestGateway) -> None:
