@@ -391,6 +391,9 @@ async def test_removal_stops_it_and_down_and_up_keep_the_rest(
             await far.remove_udf("going")
         with pytest.raises(BadInput):
             await home.deploy_globally(directory(tmp_path, "Going"))
+        for each in await home.udfs():  # of the other tests: a worker of each would start again
+            if each["name"] != "staying":
+                await home.remove_udf(each["name"])
 
     assert SmallSystem.stop(system) == 0  # the mirror's proxies stay
     again = await asyncio.to_thread(cli, system, "up", "--detach")
