@@ -119,7 +119,7 @@ def declared(requirements: list[str]) -> set[str]:
     return {MODULES.get(name, name.replace("-", "_")) for name in names}
 
 
-MODULES = {"faust-streaming": "faust", "pyyaml": "yaml", "import-linter": "importlinter"}
+MODULES = {"faust-streaming": "faust", "pyyaml": "yaml", "import-linter": "importlinter", "pytest-xdist": "xdist"}
 
 
 def test_every_import_is_a_declared_dependency() -> None:
