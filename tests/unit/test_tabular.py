@@ -20,6 +20,7 @@ from streams.kafka.partitioner import slice_partitions
 from streams.model.errors import BadInput, StreamsError
 from streams.model.keyspace import BUILTIN, Keyspace
 from streams.serde import Dictionary, Items, decode_frame, encode_frames, load_builtin, parse_schema, to_avro
+from streams.serde.frame_columns import texts_of
 from streams.tabular.files import chunks_of, writer_of
 from streams.tabular.ipc import ArrowStream, decode
 from streams.tabular.judge import Rejection, judge
@@ -166,6 +167,18 @@ def test_texts_that_repeat_beyond_the_first_rows_go_as_a_dictionary() -> None:
     assert type(items_of(pa.array([f"k{i}" for i in range(65_536)]))) is Items
     in_turn = pa.array([f"device:{i % 1_000}" for i in range(65_536)])
     assert type(items_of(in_turn)) is Dictionary
+
+
+def test_a_column_of_one_text_is_seen_and_nothing_that_only_looks_like_one() -> None:
+    one = pa.array(["cpu"] * 30, pa.large_string())
+    for texts in (one, one[5:28]):
+        found = items_of(texts)
+        assert isinstance(found, Dictionary) and isinstance(found.uniques, Items)
+        assert found.uniques.blob[found.uniques.start : found.uniques.ends[0]].tobytes() == b"cpu"
+        assert len(found.indices) == len(texts) and not found.indices.any()
+    for words in (["cpu"] * 20 + ["gpu"] + ["cpu"] * 9, ["cp", "ucpu"] * 15 + ["cp"], [""] * 30, ["cpu"] * 29 + ["cp"]):
+        found = texts_of(items_of(pa.array(words, pa.large_string())), "metric")
+        assert [found.item(int(i)).decode() for i in found.row_items(np.arange(len(words)))] == words
 
 
 def test_a_stream_of_slices_is_one_table_and_asks_for_each_when_it_is_taken() -> None:
