@@ -24,8 +24,8 @@ from streams.client import connect
 from streams.kafka.admin import Admin
 from streams.model.errors import StreamsError, Timeout
 from streams.model.token import Input, Token
-from streams.tabular.rows import text_array
 from streams.tabular.tables import stream_of
+from streams.tabular.texts import text_array
 
 SLICE_ROWS = 65_536
 LOOK_S = 0.2

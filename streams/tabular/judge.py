@@ -19,7 +19,8 @@ from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
 from streams.serde import PREFIX_BYTES, AvroSchema, decode_body, to_avro
 from streams.serde.frame_columns import Array, Columns, Raw
 from streams.serde.puts import ADD_MAX, AHEAD_MS_MAX, METRIC_BYTES_MAX, TIME_MS_MAX
-from streams.tabular.rows import Rows, flat, items_of
+from streams.tabular.rows import Rows
+from streams.tabular.texts import flat, items_of
 
 REASON_CHARACTERS = 300
 VALUE_BYTES_MAX = 16 << 20

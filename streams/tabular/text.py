@@ -15,8 +15,9 @@ from streams.model.errors import BadInput
 from streams.serde import parse_json
 from streams.tabular.judge import REASON_CHARACTERS, Rejection
 from streams.tabular.quick_json import ColumnReader
-from streams.tabular.rows import CsvRows, JsonRows, Rows, text_array
+from streams.tabular.rows import CsvRows, JsonRows, Rows
 from streams.tabular.shape import AS_IS, Shape
+from streams.tabular.texts import text_array
 
 LINE_BYTES_MAX = 16 << 20
 CSV_FIELD_MAX = 16 << 20

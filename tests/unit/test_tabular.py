@@ -24,10 +24,11 @@ from streams.serde.frame_columns import texts_of
 from streams.tabular.files import chunks_of, writer_of
 from streams.tabular.ipc import ArrowStream, decode
 from streams.tabular.judge import Rejection, judge
-from streams.tabular.rows import ArrowRows, Rows, csv_cell, items_of
+from streams.tabular.rows import ArrowRows, Rows, csv_cell
 from streams.tabular.shape import AS_IS, Shape
 from streams.tabular.tables import stream_of
 from streams.tabular.text import BlockCutter, CsvBlocks, NdjsonRows
+from streams.tabular.texts import items_of
 
 KEYSPACES = {keyspace.name: keyspace for keyspace in BUILTIN}
 POINT = parse_schema(
