@@ -1,7 +1,8 @@
 """The Schema Registry's REST subset, so that unmodified Avro serializers work with a gateway as their registry.
 
 Served at the root, where serializers look, and under `/v1/registry`. Schemas are Avro, without references. Deleting is
-refused: logs carry the ids.
+refused: logs carry the ids. Once tokens are configured: reading takes any of them, registering `write` on the subject's
+keyspace (on `*` for other subjects), compatibility levels `admin`. Serializers send theirs as a static bearer token.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from streams.definitions import Definitions, Incompatible, Version
-from streams.model.errors import BadInput, NotFound, StreamsError, TooLarge
+from streams.gateway.auth import Authority, authorize
+from streams.model.errors import BadInput, NotFound, StreamsError, TooLarge, Unauthorized
 from streams.serde import AvroSchema, check_level, compatibility, dump_json, parse_json, parse_schema
 
 PREFIXES = ("", "/v1/registry")
@@ -38,8 +40,8 @@ class RegistryError(StreamsError):
         self.status = code if code < 1000 else code // 100
 
 
-def schema_routes(definitions: Definitions) -> list[Route]:
-    """The registry's routes over these definitions, under each of `PREFIXES`."""
+def schema_routes(definitions: Definitions, authority: Callable[[], Authority] = Authority) -> list[Route]:
+    """The registry's routes over these definitions, under each of `PREFIXES`. `authority`: who knows the tokens now."""
     registry = _Registry(definitions)
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", "/subjects", registry.subjects),
@@ -69,11 +71,33 @@ def schema_routes(definitions: Definitions) -> list[Route]:
         ("GET", "/contexts", registry.contexts),
         ("GET", "/associations/resources/{namespace}/{name}", registry.nothing),
     ]
+
+    def judged(endpoint: Endpoint, action: str) -> Endpoint:
+        async def answer(request: Request) -> Any:
+            who = authority().authenticate(request.headers.get("authorization"))
+            if action != "read":
+                authorize(who, _keyspace_of(request.path_params.get("subject", "")), action)
+            return await endpoint(request)
+
+        answer.__name__, answer.__doc__ = endpoint.__name__, endpoint.__doc__
+        return answer
+
+    actions: dict[Endpoint, str] = {
+        registry.register: "write",
+        registry.set_config: "admin",
+        registry.delete_config: "admin",
+    }
     return [
-        _Route(prefix + path, _answering(endpoint), methods=[method])
+        _Route(prefix + path, _answering(judged(endpoint, actions.get(endpoint, "read"))), methods=[method])
         for prefix in PREFIXES
         for method, path, endpoint in table
     ]
+
+
+def _keyspace_of(subject: str) -> str:
+    """The keyspace whose values a subject describes; empty for a subject of none."""
+    topic, dash, kind = subject.rpartition("-")
+    return topic.removeprefix("events.") if dash and kind == "value" and topic.startswith("events.") else ""
 
 
 class _Route(Route):
@@ -98,7 +122,10 @@ def _answering(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         except StreamsError as error:
             code = _error_code(error)
             status = code if code < 1000 else code // 100
-            return _json(status, {"error_code": code, "message": str(error)})
+            refused = _json(status, {"error_code": code, "message": str(error)})
+            if isinstance(error, Unauthorized):
+                refused.headers["www-authenticate"] = "Bearer"
+            return refused
         except ClientDisconnect:
             return _json(400, {"error_code": 400, "message": "the client went away"})
 

@@ -160,7 +160,9 @@ class GatewayServer:
         self.gateway.trading = self.trading
         self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report)
         self.http = HttpServer(
-            GatewayApp(self.gateway, schema_routes(self.definitions)), options.port or region.gateway_port, options.host
+            GatewayApp(self.gateway, schema_routes(self.definitions, lambda: self.gateway.authority)),
+            options.port or region.gateway_port,
+            options.host,
         )
         own = announcement_of(options, region)
         self.gateway.probes.node = own.node

@@ -253,7 +253,7 @@ async def running_gateway(
         if trading is not None:
             gateway.trading = trading
             trading.replica = books  # type: ignore[assignment]
-        app = GatewayApp(gateway, schema_routes(definitions))
+        app = GatewayApp(gateway, schema_routes(definitions, lambda: gateway.authority))
         server = HttpServer(app, port)
         await server.start()
         # There is no Kafka whose positions a load could begin at.

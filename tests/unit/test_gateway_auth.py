@@ -58,3 +58,29 @@ async def test_scopes_cover_keyspaces_and_actions(tmp_path: Path) -> None:
                 await reader.delete("score:a")
         async with connect(edge.url, bearer="b") as boss:
             await boss.put_keyspace("fresh")
+
+
+async def test_the_registry_is_behind_them_too(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path / "gateway") as edge:
+        edge.gateway.authority = Authority.load(tokens_file(tmp_path / "tokens.json"))
+        schema = {"schema": '"string"'}
+        wanted = [  # method, path, body, the token, the status
+            ("GET", "/subjects", None, "", 401),
+            ("GET", "/subjects", None, "g", 200),
+            ("POST", "/subjects/notes-value/versions", schema, "", 401),
+            ("POST", "/subjects/notes-value/versions", schema, "g", 403),
+            ("POST", "/v1/registry/subjects/notes-value/versions", schema, "b", 200),
+            ("POST", "/subjects/events.score-value/versions", schema, "r", 403),
+            ("POST", "/subjects/events.score-value/versions", schema, "g", 409),  # allowed, and incompatible
+            ("PUT", "/config", {"compatibility": "NONE"}, "g", 403),
+            ("PUT", "/config/events.score-value", {"compatibility": "NONE"}, "g", 403),
+            ("DELETE", "/config", None, "r", 403),
+            ("PUT", "/config", {"compatibility": "BACKWARD"}, "b", 200),
+        ]
+        for method, path, body, token, status in wanted:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            async with edge.http.request(method, path, json=body, headers=headers) as answer:
+                assert (answer.status, answer.headers.get("WWW-Authenticate")) == (
+                    status,
+                    "Bearer" if status == 401 else None,
+                ), (method, path, token, await answer.text())
