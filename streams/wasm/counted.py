@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import wasmtime
 
+from streams.wasm import native
 from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits
 from streams.wasm.meter import UdfMeter
 
@@ -19,6 +20,7 @@ class CountedCalls:
         self, compiled: CompiledModule, limits: Limits, host: EngineHost, meter: UdfMeter, store: wasmtime.Store
     ) -> None:
         self._host, self._store, self._meter = host, store, meter
+        self._context = store._context()
         self._fuel = limits.fuel if compiled.metered else None
         deadline_s = limits.fuel_deadline_s if compiled.metered else limits.deadline_s
         self._ticks = max(2, round(deadline_s / TICK_S) + 1)
@@ -26,7 +28,7 @@ class CountedCalls:
     @contextmanager
     def one(self) -> Iterator[None]:
         """Around one call."""
-        self._store.set_epoch_deadline(self._ticks)
+        native.set_epoch_deadline(self._context, self._ticks)
         if self._fuel is not None:
             self._store.set_fuel(self._fuel)
         began_s = time.thread_time()

@@ -6,19 +6,18 @@ Measured (Linux, x86-64): store, instance, two calls with one host call, and the
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import wasmtime
 from wasmtime import _ffi as ffi
 
 from streams.wasm.engine import EngineHost, ModuleCache
 from streams.wasm.limits import STACK_BYTES
+from streams.wasm.native import without_releasing
 
 FUNCTION_TICK_S = 0.002
 """An epoch of these engines."""
@@ -99,27 +98,8 @@ def ticks_of(seconds: float) -> int:
     return max(2, round(seconds / FUNCTION_TICK_S) + 1)
 
 
-def _without_releasing(name: str) -> Any:
-    """A function of the library that keeps the GIL: for what is over sooner than another thread could use it.
-
-    Through the signatures of wasmtime-py's own binding, which pyproject pins.
-    """
-    from wasmtime import _bindings as bindings
-
-    found = getattr(_LIBRARY, name)
-    like = getattr(bindings, f"_{name}")
-    found.argtypes, found.restype = like.argtypes, like.restype
-    return found
-
-
-_LIBRARY = ctypes.PyDLL(ffi.dll._name)
-store_new = _without_releasing("wasmtime_store_new")
-store_context = _without_releasing("wasmtime_store_context")
-store_delete = _without_releasing("wasmtime_store_delete")
-store_limiter = _without_releasing("wasmtime_store_limiter")
-set_epoch_deadline = _without_releasing("wasmtime_context_set_epoch_deadline")
-set_fuel = _without_releasing("wasmtime_context_set_fuel")
-export_get = _without_releasing("wasmtime_instance_export_get")
-memory_data = _without_releasing("wasmtime_memory_data")
-memory_data.restype = ctypes.c_void_p
-memory_size = _without_releasing("wasmtime_memory_data_size")
+store_new = without_releasing("wasmtime_store_new")
+store_context = without_releasing("wasmtime_store_context")
+store_delete = without_releasing("wasmtime_store_delete")
+store_limiter = without_releasing("wasmtime_store_limiter")
+export_get = without_releasing("wasmtime_instance_export_get")

@@ -18,6 +18,7 @@ from wasmtime import _ffi as ffi
 
 from streams.model.errors import BadInput
 from streams.wasm import function_engine as engine
+from streams.wasm import native
 from streams.wasm.engine import (
     CompiledModule,
     EngineHost,
@@ -123,8 +124,8 @@ class _Run:
             if self.memory is None:
                 raise UdfTrap("it called the host before it had started", TrapKind.MALFORMED)
             # It has grown, or this lies outside. It only grows, and a pooled memory stays in its place.
-            self.base = engine.memory_data(self.context, self.memory)
-            self.size = engine.memory_size(self.context, self.memory)
+            self.base = native.memory_data(self.context, self.memory)
+            self.size = native.memory_size(self.context, self.memory)
             if ptr + size > self.size:
                 raise UdfTrap(f"pointer {ptr} with length {size} lies outside its memory", TrapKind.MALFORMED)
         return self.base + ptr
@@ -357,9 +358,9 @@ class _Instance:
         _active.run = self.run
         try:
             engine.store_limiter(self._store, limits.memory_bytes, 10_000, 1, 4, 1)
-            engine.set_epoch_deadline(self._context, engine.ticks_of(self._deadline_s))
+            native.set_epoch_deadline(self._context, engine.ticks_of(self._deadline_s))
             if self._host.part.fuel is not None:
-                engine.set_fuel(self._context, self._host.part.fuel)
+                native.set_fuel(self._context, self._host.part.fuel)
             error = ffi.wasmtime_instance_pre_instantiate(
                 self._host._pre.ptr(), self._context, ctypes.byref(self._instance), ctypes.byref(self._trap)
             )
@@ -373,7 +374,7 @@ class _Instance:
     def __exit__(self, *_: object) -> None:
         _active.run = None
         run = self.run
-        size = 0 if run.memory is None else engine.memory_size(self._context, run.memory)
+        size = 0 if run.memory is None else native.memory_size(self._context, run.memory)
         # Giving back a memory that has grown takes long enough for others to want the interpreter meanwhile.
         (engine.store_delete if size < _LARGE_BYTES else ffi.wasmtime_store_delete)(self._store)
         self._ticking.__exit__(None, None, None)
@@ -421,7 +422,7 @@ class _Instance:
             raise UdfTrap(f"used more than {self._host.part.fuel} units of fuel", TrapKind.FUEL) from None
         text = _MESSAGES.get(name) or first_line(str(found))
         limit = self._host.limits.memory_bytes
-        if self.run.memory is not None and engine.memory_size(self._context, self.run.memory) + (1 << 20) > limit:
+        if self.run.memory is not None and native.memory_size(self._context, self.run.memory) + (1 << 20) > limit:
             raise UdfTrap(f"memory limit of {limit} bytes reached: {text}", TrapKind.MEMORY) from None
         raise UdfTrap(text, TrapKind.TRAP) from None
 

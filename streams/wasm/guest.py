@@ -9,6 +9,7 @@ from typing import Protocol
 
 import wasmtime
 
+from streams.wasm import native
 from streams.wasm.backtrace import frames_of
 from streams.wasm.batch import Buffer
 from streams.wasm.buffers import Make
@@ -103,6 +104,7 @@ class Guest:
         if not isinstance(memory, wasmtime.Memory):
             raise UdfTrap("the module exports no memory", TrapKind.MALFORMED)
         self._memory = memory
+        self._context, self._memory_ref = self._store._context(), ctypes.byref(memory._memory)
 
     def _trap(self, error: Exception) -> UdfTrap:
         self._meter.holds(self.memory_bytes)
@@ -146,13 +148,13 @@ class Guest:
     @property
     def memory_bytes(self) -> int:
         """Bytes of linear memory held; it never shrinks."""
-        return int(self._memory.data_len(self._store)) if self._memory is not None else 0
+        return int(native.memory_size(self._context, self._memory_ref)) if self._memory is not None else 0
 
     def _address(self, ptr: int, size: int) -> int:
         assert self._memory is not None
         if ptr + size > self.memory_bytes:
             raise UdfTrap(f"pointer {ptr} with length {size} lies outside its memory", TrapKind.MALFORMED)
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + ptr
+        return int(native.memory_data(self._context, self._memory_ref)) + ptr
 
     def put(self, *parts: Buffer) -> tuple[int, int]:
         """Copies an input in through `streams_alloc`; its pointer and length."""
