@@ -19,8 +19,9 @@ import pytest
 from streams.client import AsyncClient, connect
 from streams.model.errors import Conflict, PreconditionFailed, StreamsError, Timeout, Unavailable
 from streams.verify.recorder import HistoryRecorder
-from tests.support.certificate import ILLEGAL, OK, check_faults, check_not_empty, verify
+from tests.support.certificate import ILLEGAL, OK, check_faults, check_not_empty, check_traded, verify
 from tests.support.nemesis import PROGRESS, Nemesis
+from tests.support.order_load import OrderLoad
 from tests.support.polling import eventually
 from tests.support.strong_load import Doubled, LostAcks, StaleReads, StrongLoad, recorded
 from tests.support.trading_model import TradingModel, plain
@@ -173,12 +174,13 @@ async def test_orders_are_placed_once_and_matched_exactly_through_kills(system: 
                 row = await edge.get_order(asked["id"])
                 assert row is not None and row["order"]["filled"] == plain(model.orders[asked["id"]].filled)
 
-    async def equal() -> bool:
-        here, there = await books(system)
-        assert here == there
-        return True
+    await eventually(lambda: equal_books(system), 30, every_s=0.1)
 
-    await eventually(equal, 30, every_s=0.1)
+
+async def equal_books(system: WholeSystem) -> bool:
+    here, there = await books(system)
+    assert here == there
+    return True
 
 
 async def test_resolve_cancels_for_good_at_every_gateway(system: WholeSystem) -> None:
@@ -274,12 +276,13 @@ def _nemesis(system: WholeSystem, rng: random.Random) -> Nemesis:
 
 
 async def certify(system: WholeSystem, history: Path, seed: int, *, rounds: int, clients: int) -> None:
-    """Clients at both gateways while everything fails; what they were told must be linearizable.
+    """Clients and traders at both gateways while everything fails; what they were told must be linearizable.
 
     Beside them others increment a counter and its copy in transactions: none may be lost, none counted twice.
     """
     rng, count = random.Random(seed), Count()
     print(f"seed {seed}")
+    orders_history = history.with_name(f"orders-{history.name}")
     urls = [system.url(HOME), system.url(FAR)]
     nemesis = _nemesis(system, rng)
     async with both(system) as (home, far):
@@ -289,11 +292,15 @@ async def certify(system: WholeSystem, history: Path, seed: int, *, rounds: int,
             asyncio.create_task(increment(count, edges, 20 * rounds, f"{seed}-{number}"))
             for number, edges in enumerate(orders)
         ]
-        async with recorded(history, lambda recorder: StrongLoad(urls, recorder, seed, clients=clients)) as load:
+        async with (
+            recorded(history, lambda recorder: StrongLoad(urls, recorder, seed, clients=clients)) as load,
+            recorded(orders_history, lambda recorder: OrderLoad(urls, recorder, seed, clients=clients // 2)) as traders,
+        ):
             for _ in range(rounds):
                 await nemesis.torment(load, rng)
                 await nemesis.recovered(lambda name, pid: system.back(name, pid, 90))
             await load.more(PROGRESS)
+            await traders.more(PROGRESS // 2)
         await asyncio.gather(*workers)
         print(f"{count.done} increments, {count.failed} conflicts, {count.retried} retries")
         for edge in (home, far):
@@ -310,6 +317,11 @@ async def certify(system: WholeSystem, history: Path, seed: int, *, rounds: int,
     assert status == OK, report
     assert report["operations"] >= load.tally.answered
     await equal_states(system)
+    check_traded(traders.tally, rounds)
+    status, report = await verify(orders_history)
+    assert status == OK, report
+    assert report["operations"] >= traders.tally.answered
+    await eventually(lambda: equal_books(system), 30, every_s=0.1)
 
 
 @pytest.mark.timeout(600)

@@ -15,6 +15,7 @@ from tests.support.strong_load import Tally
 OK, ILLEGAL = 0, 1
 KINDS = {"get": 60, "put": 25, "cas": 25, "delete": 8, "txn": 25}
 """How many of each must have been answered."""
+TRADES = {"place": 40, "cancel": 8, "replace": 8, "book": 12}
 
 
 async def verify(history: Path) -> tuple[int, dict[str, Any]]:
@@ -38,6 +39,13 @@ def check_not_empty(tally: Tally, floor: float = 1.0) -> None:
     assert tally.by["here"] >= 80 * floor
     assert tally.unknown and sum(tally.resolved.values()), "no outcome was ever unknown"
     assert tally.replayed, "nothing was ever sent again"
+
+
+def check_traded(tally: Tally, floor: float = 1.0) -> None:
+    """The traders traded: orders, changes and looks at the books."""
+    print(f"orders: {tally}")
+    for kind, count in TRADES.items():
+        assert tally.by[kind] >= count * floor, f"only {tally.by[kind]} {kind}"
 
 
 def check_faults(evidence: Evidence, kinds: set[str], *, link: bool) -> None:

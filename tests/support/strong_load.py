@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from streams.client import AsyncClient, connect
 from streams.client.types import Outcome
@@ -232,7 +232,7 @@ class _Client:
             except PreconditionFailed as error:
                 self._refused(operation, write, error.extra)
             except (Unavailable, Timeout) as error:
-                unknown = unknown or not _sent_nothing(error)
+                unknown = unknown or not sent_nothing(error)
                 await asyncio.sleep(AGAIN_S)
                 continue
             else:
@@ -339,7 +339,7 @@ def _versioned(version: int | None) -> dict[str, Any]:
     return {} if version is None else {"version": version}
 
 
-def _sent_nothing(error: StreamsError) -> bool:
+def sent_nothing(error: StreamsError) -> bool:
     """Whether the gateway itself says that this attempt wrote nothing: a broken connection never does."""
     return error.__cause__ is None and isinstance(error, Unavailable) and "idempotency_key" not in error.extra
 
@@ -389,8 +389,11 @@ class Dropped:
     version: int | None = None
 
 
+Load = TypeVar("Load", bound=contextlib.AbstractAsyncContextManager[Any])
+
+
 @contextlib.asynccontextmanager
-async def recorded(path: Any, load: Callable[[HistoryRecorder], StrongLoad]) -> AsyncIterator[StrongLoad]:
+async def recorded(path: Any, load: Callable[[HistoryRecorder], Load]) -> AsyncIterator[Load]:
     """A load whose history goes to `path`, complete when the context ends."""
     with HistoryRecorder(path) as recorder:
         async with load(recorder) as running:
