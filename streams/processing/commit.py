@@ -19,6 +19,8 @@ ChangelogRecord = tuple[bytes, bytes | None, Headers]
 """Key, value (None: the row was removed) and headers of one record of a changelog."""
 
 SEQ_HEADER = "seq"
+ROW_OBJECTS_BYTES = 250
+"""Of a row: two bytes objects' headers, two tuples, a slot of a dictionary and two of lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,11 @@ class CommitOptions:
     `spacing_s`: the least time from one commit's start to the next one's. `caught_up_factor`, `behind_factor`: how many
     times the last commit's duration passes between its end and the next one's start, when the log's end has been
     reached and when it has not. `behind_linger_s`: the least age of an uncommitted event before a commit while behind.
-    `age_s`: an uncommitted event never waits longer. `soft_bytes` of uncommitted input are committed at once; at
-    `hard_bytes` folding pauses. `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
+    `age_s`: an uncommitted event never waits longer; but an event that was late already when it was folded may wait for
+    `late_share` of that time, up to `age_max_s`: a backlog of many keys is worked off in few large units, in each of
+    which one row stands for many events. `soft_bytes` of uncommitted input, or what is expected to make
+    `soft_row_bytes` of rows in memory, are committed at once; at `hard_bytes` and `hard_row_bytes` folding pauses.
+    `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
     partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
 
@@ -38,8 +43,12 @@ class CommitOptions:
     behind_factor: float = 4.0
     behind_linger_s: float = 0.1
     age_s: float = 0.5
+    late_share: float = 0.5
+    age_max_s: float = 4.0
     soft_bytes: int = 48 << 20
     hard_bytes: int = 128 << 20
+    soft_row_bytes: int = 32 << 20
+    hard_row_bytes: int = 64 << 20
     heartbeat_s: float = 0.5
 
 
@@ -73,8 +82,12 @@ class CommitPolicy:
         self._started_s = now_s
         self._ended_s = now_s
         self._oldest_s: float | None = None
+        self._late_s = 0.0
         self._open_bytes = 0
         self._flight_bytes = 0
+        self._open_events = 0
+        self._flight_row_bytes = 0.0
+        self._event_row_bytes = 0.0
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -89,18 +102,33 @@ class CommitPolicy:
     @property
     def may_fold(self) -> bool:
         """False while so much is uncommitted that folding must pause."""
-        return self.uncommitted_bytes < self.options.hard_bytes
+        rows = self._open_row_bytes + self._flight_row_bytes
+        return self.uncommitted_bytes < self.options.hard_bytes and rows < self.options.hard_row_bytes
 
-    def folded(self, now_s: float, size_bytes: int, *, caught_up: bool) -> None:
-        """A run of `size_bytes` was folded; `caught_up` says whether it reached the log's end."""
+    @property
+    def _open_row_bytes(self) -> float:
+        """What the rows of everything since the last commit began may take: as much an event as in the last unit, and
+        larger units have fewer rows an event."""
+        return self._open_events * self._event_row_bytes
+
+    def folded(
+        self, now_s: float, size_bytes: int, *, caught_up: bool, events: int = 0, late_s: float = 0.0
+    ) -> None:
+        """A run of `size_bytes` with so many events was folded; `caught_up` says whether it reached the log's end,
+        `late_s` how long ago its last event was appended."""
         self.caught_up = caught_up
+        self._late_s = late_s
         self._open_bytes += size_bytes
+        self._open_events += events
         if self._oldest_s is None:
             self._oldest_s = now_s
 
-    def started(self, now_s: float) -> None:
-        """A commit of everything folded so far begins."""
+    def started(self, now_s: float, row_bytes: int = 0) -> None:
+        """A commit of everything folded so far begins; its rows take `row_bytes` in memory."""
         self.in_flight = True
+        if self._open_events:
+            self._event_row_bytes = row_bytes / self._open_events
+        self._flight_row_bytes, self._open_events = row_bytes, 0
         self._started_s = now_s
         self._oldest_s = None
         self._flight_bytes, self._open_bytes = self._open_bytes, 0
@@ -110,7 +138,7 @@ class CommitPolicy:
         self.in_flight = False
         self._ended_s = now_s
         self.last_duration_s = now_s - self._started_s
-        self._flight_bytes = 0
+        self._flight_bytes, self._flight_row_bytes = 0, 0
 
     def decide(self, now_s: float) -> Decision:
         """What to do now."""
@@ -119,19 +147,20 @@ class CommitPolicy:
         if self._oldest_s is None:
             period_s = self.options.heartbeat_s
             return self._at((math.floor(self._ended_s / period_s) + 1) * period_s, now_s, Action.HEARTBEAT)
-        if self._open_bytes >= self.options.soft_bytes:
+        if self._open_bytes >= self.options.soft_bytes or self._open_row_bytes >= self.options.soft_row_bytes:
             return Decision(Action.COMMIT)
         return self._at(self._due_s(self._oldest_s), now_s, Action.COMMIT)
 
     def _due_s(self, oldest_s: float) -> float:
-        options = self.options
+        options, age_s = self.options, self.options.age_s
         if self.caught_up:
             due = self._ended_s + options.caught_up_factor * self.last_duration_s
         else:
             due = self._ended_s + options.behind_factor * self.last_duration_s
             due = max(due, oldest_s + options.behind_linger_s)
+            age_s = max(age_s, min(options.late_share * self._late_s, options.age_max_s))
         due = max(due, self._started_s + options.spacing_s)
-        return min(due, oldest_s + options.age_s)
+        return min(due, oldest_s + age_s)
 
     @staticmethod
     def _at(due_s: float, now_s: float, action: Action) -> Decision:
@@ -150,3 +179,9 @@ def unit_records(
     records: list[ChangelogRecord] = [(key, row, removed if row is None else nothing) for key, row in stamped]
     records.append((MARKER_KEY, marker.encode(), nothing))
     return stamped, records
+
+
+def row_bytes_of(rows: Sequence[tuple[bytes, bytes | None]]) -> int:
+    """About what rows take in memory, with the objects and the dictionary's slots that hold them."""
+    held = sum(len(row) for _, row in rows if row is not None)
+    return held + sum(len(key) for key, _ in rows) + ROW_OBJECTS_BYTES * len(rows)

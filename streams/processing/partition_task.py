@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
-from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, unit_records
+from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, row_bytes_of, unit_records
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
 from streams.processing.ports import Decoded, Made, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
@@ -90,6 +90,7 @@ class _Unit:
     records: Sequence[ChangelogRecord]
     outputs: Sequence[Output]
     marker: Marker
+    row_bytes: int
 
 
 class PartitionTask:
@@ -313,7 +314,14 @@ class PartitionTask:
         self.position = done.next
         self._time_ms = max(self._time_ms, done.append_ms)
         size_bytes = 0 if stopped else run.size_bytes
-        self._policy.folded(self._ports.now_s(), size_bytes, caught_up=done.next >= self.input_end)
+        late_s = max(0.0, (self._ports.wall_ms() - done.append_ms) / 1000) if done.append_ms else 0.0
+        self._policy.folded(
+            self._ports.now_s(),
+            size_bytes,
+            caught_up=done.next >= self.input_end,
+            events=done.events,
+            late_s=late_s,
+        )
 
     def _decode_and_fold(self, run: RunPort, *, wait_for_schemas: bool) -> tuple[Decoded, Sequence[Rejected] | None]:
         """The run's events and what the UDF refused; None: not folded, there are schema ids worth waiting for."""
@@ -396,7 +404,7 @@ class PartitionTask:
         else:
             unit = await self._blocking(lambda: self._take_unit(action))
             self._committing_s = self._ports.now_s()
-        self._policy.started(self._ports.now_s())
+        self._policy.started(self._ports.now_s(), unit.row_bytes)
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())
 
@@ -419,7 +427,7 @@ class PartitionTask:
         )
         stamped, records = unit_records(rows, marker)
         self.stats.take_s += self._ports.now_s() - began_s
-        return _Unit(stamped, records, outputs, marker)
+        return _Unit(stamped, records, outputs, marker, row_bytes_of(stamped))
 
     def _put_out(self, made: Sequence[Made]) -> None:
         if not made:
