@@ -18,7 +18,7 @@ from typing import Protocol
 from streams.edge.edge_table import EdgeTable
 from streams.edge.options import DecodeValue, EdgeOptions, TableSpec
 from streams.edge.positions import Positions
-from streams.edge.raw_merge import last_of
+from streams.edge.row_facts import RowFacts, facts_of
 from streams.model.clock import wall_ms
 from streams.model.errors import NotFound
 from streams.model.marker import Claim, Marker
@@ -29,8 +29,8 @@ from streams.state.store_set import StoreSet
 
 log = logging.getLogger(__name__)
 
-RowSink = Callable[[str, str, Sequence[tuple[bytes, bytes | None]]], None]
-"""Called with (table, origin, rows written) in the step of a publish."""
+RowSink = Callable[[str, str, RowFacts], None]
+"""Called with (table, origin, rows written) in the step of a publish; not for units that only remove rows."""
 
 
 class ChangelogUnit(Protocol):
@@ -266,12 +266,16 @@ class EdgeTables:
         table.published([key for key, _ in rows])
         self.counts.units += 1
         self.counts.rows += len(rows)
-        if rows and self._observe is not None:
-            self._observe(max((last_of(row) for _, row in rows if row is not None), default=0))
-        if rows and self.on_rows is not None:
-            self.on_rows(table.spec.name, origin, rows)
+        if rows and (self._observe is not None or self.on_rows is not None):
+            self._tell(table.spec.name, origin, facts_of(rows))
         self.positions.advance(table.spec.name, origin, unit.marker)
         return True
+
+    def _tell(self, table: str, origin: str, facts: RowFacts) -> None:
+        if facts.rows and self._observe is not None:
+            self._observe(int(facts.last.max()))
+        if facts.rows and self.on_rows is not None:
+            self.on_rows(table, origin, facts)
 
     def sequenced(self, table: str, keys: Sequence[bytes], marker: Marker) -> None:
         """Rows of `keys` of a sequenced table were just written, in this step; it stands where `marker` says."""

@@ -100,9 +100,7 @@ class EdgeTable:
         if not keys:
             return
         self._version += 1
-        drop = self.cache.drop
-        for key in keys:
-            drop(key)
+        self.cache.drop_all(keys)
         for index in self._indices.values():
             index.changed(keys)
         self.watch.append(keys)

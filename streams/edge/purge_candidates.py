@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from streams.edge.purge_rules import PurgeOptions
+
+Longs = NDArray[np.int64]
 
 
 class Candidates:
@@ -36,6 +42,15 @@ class Candidates:
                 return
         self._due[(table, key)] = at_ms
         heapq.heappush(self._heap, (at_ms, table, key))
+
+    def remember_all(self, at_ms: Longs, table: str, keys: Sequence[bytes], now_ms: int) -> None:
+        """As `remember` for each key. Those beyond the horizon, which may be very many, are not looked at one by one."""
+        horizon_ms = now_ms + self._options.horizon_s * 1000
+        far = np.flatnonzero(at_ms > horizon_ms)
+        if len(far) and table not in self.far and any((table, keys[at]) not in self._due for at in far):
+            self.far.add(table)
+        for at in np.flatnonzero(at_ms <= horizon_ms):
+            self.remember(int(at_ms[at]), table, keys[at], now_ms)
 
     def is_due(self, now_ms: int) -> bool:
         """Whether there may be something to look at now."""

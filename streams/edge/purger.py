@@ -13,11 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from streams.edge.edge_store import EdgeTables
 from streams.edge.edge_table import EdgeTable
 from streams.edge.purge_candidates import Candidates
 from streams.edge.purge_rules import Purge, PurgeOptions, decide, decide_alone, due_ms
-from streams.edge.raw_merge import deleted_of
+from streams.edge.row_facts import RowFacts, facts_of
 from streams.model.clock import NEVER_MS
 from streams.model.errors import StreamsError
 from streams.model.merge import Replica, deleted_at, merge_rows
@@ -70,15 +72,19 @@ class Purger:
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def note(self, table: str, origin: str, rows: Rows) -> None:
+    def note(self, table: str, origin: str, facts: RowFacts) -> None:
         """Rows were published: remember those that are dead or will be, and whose deletes kill what is here."""
         now_ms = self._now_ms()
-        remember, own = self._candidates.remember, origin == self._tables.options.region
-        for key, row in rows:
-            if row is not None:
-                at_ms = due_ms(row) if own else 0 if deleted_of(row) else None
-                if at_ms is not None:
-                    remember(at_ms, table, key, now_ms)
+        if origin != self._tables.options.region:
+            dead = np.flatnonzero(facts.deleted)
+            self._candidates.remember_all(np.zeros(len(dead), np.int64), table, [facts.keys[at] for at in dead], now_ms)
+            return
+        at_ms = np.where(facts.is_plain & (facts.deleted == 0), facts.expires_ms, 0)
+        for at in np.flatnonzero((facts.deleted == 0) & (facts.cells > 0) & ~facts.is_plain):
+            later = due_ms(facts.rows[at])
+            at_ms[at] = NEVER_MS if later is None else later
+        chosen = np.flatnonzero(at_ms != NEVER_MS)
+        self._candidates.remember_all(at_ms[chosen], table, [facts.keys[at] for at in chosen], now_ms)
 
     def _now_ms(self) -> int:
         return max((table.now_ms() for table in self._tables.tables.values()), default=0)
@@ -137,7 +143,7 @@ class Purger:
             chunk = next(chunks, None)
             if chunk is None:
                 return
-            self.note(name, *chunk)
+            self.note(name, chunk[0], facts_of(chunk[1]))
             self._busy_s += time.perf_counter() - started_s
             await asyncio.sleep(self._rest_s())
             if len(self._candidates) >= self._batch and self._candidates.is_due(self._now_ms()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from streams.model.merge import Merged
@@ -61,6 +62,12 @@ class RowCache:
         found = self._entries.pop(key, None)
         if found is not None:
             self.bytes -= found.cost
+
+    def drop_all(self, keys: Iterable[bytes]) -> None:
+        """Forget these keys."""
+        if self._entries:
+            for key in keys:
+                self.drop(key)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -43,8 +43,9 @@ def encode_batches(
     now_ms = time.time_ns() // 1_000_000
     batches: list[Batch] = []
     sequence, count, builder = first_sequence, 0, None
+    nothing: list[tuple[str, bytes | None]] = []
     for key, value, given in records:
-        headers = given if type(given) is list else list(given)
+        headers = (given if type(given) is list else list(given)) if given else nothing
         if builder is not None and builder.append(count, now_ms, key, value, headers) is not None:
             count += 1
             continue

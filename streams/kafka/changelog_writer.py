@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.errors import InvalidTxnState, KafkaError, for_code
-from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 
 from streams.kafka.batches import Batch, ProducerState, Record, encode_batches
 from streams.kafka.errors import Fenced, UnknownOutcome, mapped
 from streams.kafka.link import Deadline, Link
 from streams.kafka.partitioner import partitions_for
+from streams.kafka.produce_request import JoinedProduceRequest
 from streams.kafka.run import TP
 from streams.model.errors import Conflict, StreamsError, Unavailable
 
@@ -227,7 +227,7 @@ class TransactionalWriter:
     async def _produce(self, node: int, tp: TP, batch: Batch, transactional: bool) -> int:
         timeout_ms = int(self._options.timeout_s * 1000)
         if transactional:
-            request = ProduceRequest(self._id, -1, timeout_ms, [(tp.topic, [(tp.partition, batch.data)])])
+            request = JoinedProduceRequest(self._id, -1, timeout_ms, [(tp.topic, [(tp.partition, batch.data)])])
             answer = await self._link.send(node, request, self._channel)
             _partition, code, offset, *_ = answer.topics[0][1][0]
         else:

@@ -11,9 +11,9 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.produce import ProduceRequest
 
 from streams.kafka.errors import mapped
+from streams.kafka.produce_request import JoinedProduceRequest
 from streams.kafka.run import TP
 from streams.model.errors import Timeout, Unavailable
 
@@ -135,7 +135,7 @@ class Link:
             topics.setdefault(append.tp.topic, []).append((append.tp.partition, append.data))
         timeout_ms = max(append.timeout_ms for append in appends)
         try:
-            answer = await self.send(node, ProduceRequest(None, -1, timeout_ms, list(topics.items())), _APPENDS)
+            answer = await self.send(node, JoinedProduceRequest(None, -1, timeout_ms, list(topics.items())), _APPENDS)
             found = {TP(topic, part[0]): (part[1], part[2]) for topic, parts in answer.topics for part in parts}
             for append in appends:
                 if not append.answer.done():

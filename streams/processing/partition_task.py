@@ -402,8 +402,8 @@ class PartitionTask:
             unit = self._take_unit(action)  # takes nothing: no thread is needed, and all partitions' go out together
             self.stats.heartbeats += 1
         else:
-            unit = await self._blocking(lambda: self._take_unit(action))
             self._committing_s = self._ports.now_s()
+            unit = await self._blocking(lambda: self._take_unit(action))
         self._policy.started(self._ports.now_s(), unit.row_bytes)
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())

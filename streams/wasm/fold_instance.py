@@ -139,8 +139,8 @@ class FoldInstance:
         n = len(keys)
         parts = [
             n.to_bytes(4, "little"),
-            np.cumsum([len(k) for k in keys], dtype=np.uint64).astype("<u4").tobytes(),
-            np.cumsum([len(r) if r is not None else 0 for r in rows], dtype=np.uint64).astype("<u4").tobytes(),
+            np.cumsum(np.fromiter(map(len, keys), np.uint64, n)).astype("<u4").tobytes(),
+            np.cumsum(np.fromiter((0 if r is None else len(r) for r in rows), np.uint64, n)).astype("<u4").tobytes(),
             bytes([r is not None for r in rows]),
             *keys,
             *(r for r in rows if r is not None),
