@@ -240,8 +240,7 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
     for devices, frame in options.growth:
         readings = Readings(devices, _base_ms())
         with own_system(REGION, settle_s=options.settle_s) as system:
-            rows = 65_536 if frame == 10_000 else 2 * frame
-            load = LoadOptions(seconds=options.part_s, slice_rows=rows)
+            load = LoadOptions(seconds=options.part_s, frame_puts=frame)
             ran = asyncio.run(run_load(system, readings, load))
             asyncio.run(verify_tables(system.bootstrap_servers[REGION], readings, ran.readings))
         cpu = sum(ran.cpu_us(name) for name in ran.cpu_s)

@@ -39,7 +39,7 @@ class LoadOptions:
     """Produce from reading `first` on: for `seconds`, or `count` readings, whatever comes first.
 
     `rate_per_s`: no faster than this (0: as fast as it goes). `lag_max`: how many readings may be produced and not yet
-    visible. `slice_rows`: how many go together.
+    visible. `slice_rows`: how many go together; `frame_puts`: how many to a record.
     """
 
     first: int = 0
@@ -48,6 +48,7 @@ class LoadOptions:
     rate_per_s: float = 0.0
     lag_max: int = 1_500_000
     slice_rows: int = SLICE_ROWS
+    frame_puts: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ async def run_load(system: OwnSystem, readings: Readings, options: LoadOptions) 
         start_s = time.perf_counter()
         try:
             async with connect(system.first, bootstrap_servers=system.bootstrap_servers[progress.region]) as edge:
-                receipt = await edge.put_many(KEYSPACE, stream_of(slices(readings, throttle)))
+                table = stream_of(slices(readings, throttle))
+                receipt = await edge.put_many(KEYSPACE, table, frame_puts=options.frame_puts)
             await drained(progress, system.first, await progress.ends(admin))
         finally:
             throttle.done.set()

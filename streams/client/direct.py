@@ -21,6 +21,9 @@ from streams.tabular.rows import Rows
 RECORD_BYTES_MAX = (20 << 20) - (64 << 10)
 """As a gateway has it: what the topics take, less what a record adds to its value."""
 
+FRAME_PUTS = 10_000
+"""Puts of a frame at most, unless the caller says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -49,8 +52,11 @@ class KafkaSender:
         """Disconnect; idempotent."""
         await self._producer.stop()
 
-    def prepare(self, rows: Rows, ttl_ms: int | None = None, now_ms: int | None = None) -> Prepared:
-        """Judge and encode; for a thread. Row numbers are those of `rows`."""
+    def prepare(
+        self, rows: Rows, ttl_ms: int | None = None, now_ms: int | None = None, frame_puts: int | None = None
+    ) -> Prepared:
+        """Judge and encode, at most `frame_puts` to a frame; for a thread. Row numbers are those of `rows`."""
+        frame_puts = FRAME_PUTS if frame_puts is None else frame_puts
         frames: list[Frame] = []
         accepted, refused = 0, []
         for name, mine in by_keyspace(rows):
@@ -62,7 +68,8 @@ class KafkaSender:
             refused += bad
             accepted += len(judged)
             if len(judged):
-                frames = encode_frames(judged.columns, self._schema, slice_partitions(self.keyspace.partitions))
+                partition = slice_partitions(self.keyspace.partitions)
+                frames = encode_frames(judged.columns, self._schema, partition, frame_puts)
         return Prepared(frames, accepted, refused)
 
     async def send(self, frames: list[Frame], loads: list[str] | None = None) -> Token:

@@ -127,12 +127,15 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
             raise
         return Row(**body)
 
-    async def put_many(self, keyspace: str, table: Any, ttl: float | str | None = None) -> BatchReceipt:
+    async def put_many(
+        self, keyspace: str, table: Any, ttl: float | str | None = None, *, frame_puts: int | None = None
+    ) -> BatchReceipt:
         """Put many: a dict of columns, numpy arrays, Arrow, a pandas or polars frame, or dicts of puts.
 
         Columns: `key` (the keyspace is put before it if it is not there), `value` or the value's fields, `ttl` (else
-        `ttl` for all). Sent slice by slice, the next when the last is durable; straight to Kafka when the session has
-        `bootstrap_servers`. An error says how many puts are durable; rejected rows are listed by number, from 1.
+        `ttl` for all). Sent slice by slice, the next when the last is durable, small ones that came meanwhile together;
+        straight to Kafka when the session has `bootstrap_servers`, then with at most `frame_puts` (10,000) puts a
+        record. An error says how many puts are durable; rejected rows are listed by number, from 1.
         """
         from streams.tabular.tables import batches_of
 
@@ -141,31 +144,35 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
         if batches is None:
             return await self._put_lines(lines_of(keyspace, table, ttl))
         if self._bootstrap_servers is None:
+            if frame_puts is not None:
+                raise BadInput("the gateway makes the frames", field="frame_puts", fix="give bootstrap_servers, too")
             return await self._in_slices(self._put_slice, batches)
         from streams.client.direct import sender_for
 
         sender = await sender_for(self.get_json, self._bootstrap_servers, keyspace)
         await sender.start()
         try:
-            return await self._in_slices(lambda batch: self._append_slice(sender, batch), batches)
+            return await self._in_slices(lambda batch: self._append_slice(sender, batch, frame_puts), batches)
         finally:
             await sender.stop()
 
     async def _in_slices(self, put: Callable[[Any], Awaitable[BatchReceipt]], batches: Iterator[Any]) -> BatchReceipt:
+        from streams.client.ahead import Ahead
+
         receipts: list[BatchReceipt] = []
         began_s, first = time.monotonic(), 0
-        following = await asyncio.to_thread(next, batches, None)
-        while (batch := following) is not None:
-            sending = asyncio.ensure_future(put(batch))
-            try:
-                following = await asyncio.to_thread(next, batches, None)
-                receipts.append(_shifted(await sending, first))
-            except StreamsError as error:
-                await asyncio.wait([sending])
-                durable = sum(receipt.accepted for receipt in receipts)
-                error.detail = f"{error.detail}; the slices before this hold {durable} puts, which are durable"
-                raise
-            first += batch.num_rows
+        ahead = Ahead(batches)
+        try:
+            while (batch := await ahead.take()) is not None:
+                try:
+                    receipts.append(_shifted(await put(batch), first))
+                except StreamsError as error:
+                    durable = sum(receipt.accepted for receipt in receipts)
+                    error.detail = f"{error.detail}; the slices before this hold {durable} puts, which are durable"
+                    raise
+                first += batch.num_rows
+        finally:
+            ahead.stop()
         return _joined(receipts, time.monotonic() - began_s)
 
     async def _put_slice(self, batch: Any) -> BatchReceipt:
@@ -173,10 +180,10 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
 
         return await self.put_raw(await asyncio.to_thread(encoded, batch), "application/vnd.apache.arrow.stream")
 
-    async def _append_slice(self, sender: KafkaSender, batch: Any) -> BatchReceipt:
+    async def _append_slice(self, sender: KafkaSender, batch: Any, frame_puts: int | None) -> BatchReceipt:
         from streams.tabular.rows import ArrowRows
 
-        ready = await asyncio.to_thread(lambda: sender.prepare(ArrowRows(batch)))
+        ready = await asyncio.to_thread(lambda: sender.prepare(ArrowRows(batch), frame_puts=frame_puts))
         token = await sender.send(ready.frames)
         self.observe(token)
         listed = tuple(Rejected(each.line, each.reason) for each in ready.rejections[:REJECTED_MAX])

@@ -71,9 +71,11 @@ class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls, SyncUdfVersionC
         """See AsyncClient.get."""
         return self._run(self._edge.get(key, max_staleness_ms=max_staleness_ms, consistency=consistency))
 
-    def put_many(self, keyspace: str, table: Any, ttl: float | str | None = None) -> BatchReceipt:
+    def put_many(
+        self, keyspace: str, table: Any, ttl: float | str | None = None, *, frame_puts: int | None = None
+    ) -> BatchReceipt:
         """See AsyncClient.put_many."""
-        return self._run(self._edge.put_many(keyspace, table, ttl))
+        return self._run(self._edge.put_many(keyspace, table, ttl, frame_puts=frame_puts))
 
     def put_batch(self, puts: Iterable[dict[str, Any]]) -> BatchReceipt:
         """See AsyncClient.put_batch."""

@@ -44,12 +44,12 @@ class Candidates:
         heapq.heappush(self._heap, (at_ms, table, key))
 
     def remember_all(self, at_ms: Longs, table: str, keys: Sequence[bytes], now_ms: int) -> None:
-        """As `remember` for each key. Those beyond the horizon, which may be very many, are not looked at one by one."""
+        """As `remember` for each key. Those beyond the horizon may be very many, and are not kept one by one."""
         horizon_ms = now_ms + self._options.horizon_s * 1000
         far = np.flatnonzero(at_ms > horizon_ms)
-        if len(far) and table not in self.far and any((table, keys[at]) not in self._due for at in far):
+        if len(far) and table not in self.far and any((table, keys[at]) not in self._due for at in far.tolist()):
             self.far.add(table)
-        for at in np.flatnonzero(at_ms <= horizon_ms):
+        for at in np.flatnonzero(at_ms <= horizon_ms).tolist():
             self.remember(int(at_ms[at]), table, keys[at], now_ms)
 
     def is_due(self, now_ms: int) -> bool:

@@ -6,7 +6,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from streams.edge.raw_merge import cells_of, deleted_of, first_expiry_of
+from streams.edge.row_facts import Longs, RowFacts
 from streams.model.clock import NEVER_MS, ms_of
 from streams.model.merge import Replica, deleted_at
 from streams.model.row import HEADER_BYTES, Cell, MergeType, Row, decode_row
@@ -126,3 +129,12 @@ def due_ms(row: bytes) -> int | None:
     if cells > 1:
         expires_ms = min(cell.expires_ms for cell in decode_row(row).cells)
     return None if expires_ms is None or expires_ms == NEVER_MS else expires_ms
+
+
+def all_due_ms(facts: RowFacts) -> Longs:
+    """`due_ms` of each row; NEVER_MS for never."""
+    at_ms = np.where(facts.is_plain & (facts.deleted == 0), facts.expires_ms, 0)
+    for at in np.flatnonzero((facts.deleted == 0) & (facts.cells > 0) & ~facts.is_plain).tolist():
+        found = due_ms(facts.rows[at])
+        at_ms[at] = NEVER_MS if found is None else found
+    return at_ms

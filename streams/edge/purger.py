@@ -18,7 +18,7 @@ import numpy as np
 from streams.edge.edge_store import EdgeTables
 from streams.edge.edge_table import EdgeTable
 from streams.edge.purge_candidates import Candidates
-from streams.edge.purge_rules import Purge, PurgeOptions, decide, decide_alone, due_ms
+from streams.edge.purge_rules import Purge, PurgeOptions, all_due_ms, decide, decide_alone, due_ms
 from streams.edge.row_facts import RowFacts, facts_of
 from streams.model.clock import NEVER_MS
 from streams.model.errors import StreamsError
@@ -76,14 +76,11 @@ class Purger:
         """Rows were published: remember those that are dead or will be, and whose deletes kill what is here."""
         now_ms = self._now_ms()
         if origin != self._tables.options.region:
-            dead = np.flatnonzero(facts.deleted)
+            dead = np.flatnonzero(facts.deleted).tolist()
             self._candidates.remember_all(np.zeros(len(dead), np.int64), table, [facts.keys[at] for at in dead], now_ms)
             return
-        at_ms = np.where(facts.is_plain & (facts.deleted == 0), facts.expires_ms, 0)
-        for at in np.flatnonzero((facts.deleted == 0) & (facts.cells > 0) & ~facts.is_plain):
-            later = due_ms(facts.rows[at])
-            at_ms[at] = NEVER_MS if later is None else later
-        chosen = np.flatnonzero(at_ms != NEVER_MS)
+        at_ms = all_due_ms(facts)
+        chosen = np.flatnonzero(at_ms != NEVER_MS).tolist()
         self._candidates.remember_all(at_ms[chosen], table, [facts.keys[at] for at in chosen], now_ms)
 
     def _now_ms(self) -> int:

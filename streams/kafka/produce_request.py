@@ -42,6 +42,6 @@ class JoinedProduceRequest(ProduceRequest):  # type: ignore[misc]  # untyped in 
     """As aiokafka's, with the same bytes on the wire."""
 
     def build(self, request_struct_class: Any) -> Any:
-        """The request for the version that the broker takes; only the newest that aiokafka knows is put together here."""
+        """The request in the version that the broker takes. Of a broker older than Kafka 2.1 it is aiokafka's own."""
         newest = request_struct_class is ProduceRequest_v7
         return super().build(_Joined if newest else request_struct_class)

@@ -110,9 +110,7 @@ class CommitPolicy:
         larger units have fewer rows an event."""
         return self._open_events * self._event_row_bytes
 
-    def folded(
-        self, now_s: float, size_bytes: int, *, caught_up: bool, events: int = 0, late_s: float = 0.0
-    ) -> None:
+    def folded(self, now_s: float, size_bytes: int, *, caught_up: bool, events: int = 0, late_s: float = 0.0) -> None:
         """A run of `size_bytes` with so many events was folded; `caught_up` says whether it reached the log's end,
         `late_s` how long ago its last event was appended."""
         self.caught_up = caught_up

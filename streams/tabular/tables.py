@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,9 @@ def batches_of(keyspace: str, table: Any, ttl_ms: int | None = None) -> Iterator
 def stream_of(slices: Iterable[Mapping[str, Any]]) -> Any:
     """Columns, slice by slice, as one Arrow stream for `put_many`: for more than fits memory, or what is still to come.
 
-    Each slice is taken when the last has been sent, in a thread, and may wait. All have the columns and the types of
-    the first, and at least one row. BadInput when one is no table of flat columns.
+    Slices are taken in a thread, and may wait; small ones up to 65,536 rows ahead of what is sent, which then go
+    together. All have the columns and the types of the first, and at least one row. BadInput when one is no table of
+    flat columns.
     """
     batches = (_one_batch(each) for each in slices)
     first = next(batches, None)
@@ -51,6 +52,12 @@ def _one_batch(columns: Mapping[str, Any]) -> Any:
         raise BadInput("the slice is no table of flat columns", field="table", fix=_FIX)
     (batch,) = table.combine_chunks().to_batches()
     return batch
+
+
+def join_batches(batches: Sequence[Any]) -> Any:
+    """Record batches of one schema as one, in order."""
+    (joined,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
 
 
 def encoded(batch: Any) -> bytes:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from streams.edge.edge_store import EdgeTables
+from streams.edge.purge_candidates import Candidates
+from streams.edge.purge_rules import all_due_ms, due_ms
 from streams.edge.purger import Keyed, Purge, PurgeOptions, Purger, decide
+from streams.edge.raw_merge import deleted_of, last_of
+from streams.edge.row_facts import facts_of
 from streams.model.clock import NEVER_MS, pack
-from streams.model.row import Cell, MergeType, Row, counter_payload
+from streams.model.row import Cell, MergeType, Row, counter_payload, encode_row
 from tests.support.edge_units import NOW, SCORE, Clock, Writer, named_in, store
 
 OPTIONS = PurgeOptions(grace_ms=1000, margin_ms=10, retry_ms=100, interval_s=0.01)
@@ -54,6 +61,32 @@ def test_a_delete_is_remembered_while_it_has_something_to_kill() -> None:
 def test_a_short_grace_is_looked_at_often() -> None:
     assert PurgeOptions.remembering(600) == PurgeOptions()
     assert PurgeOptions.remembering(0) == PurgeOptions(grace_ms=0, retry_ms=500)
+
+
+def test_rows_are_judged_together_as_one_by_one() -> None:
+    print("seed 11")
+    chance = random.Random(11)
+    rows: list[tuple[bytes, bytes | None]] = [(b"kv:gone", None), (b"kv:none", encode_row(row()))]
+    for at in range(300):
+        ends = [chance.choice([NEVER_MS, NOW + 5, NOW - 5]) for _ in range(chance.randrange(4))]
+        deleted_ms, last_ms = chance.choice([0, 0, 0, NOW]), NOW + chance.randrange(9)
+        made = row(*(counter(NOW, end) for end in ends), deleted_ms=deleted_ms, last_ms=last_ms)
+        rows.append((b"kv:%d" % at, encode_row(made)))
+    facts = facts_of(rows)
+    there = [(key, data) for key, data in rows if data is not None]
+    assert [*zip(facts.keys, facts.rows, strict=True)] == there
+    assert facts.last.tolist() == [last_of(data) for _, data in there]
+    assert facts.deleted.tolist() == [deleted_of(data) for _, data in there]
+    assert all_due_ms(facts).tolist() == [NEVER_MS if (due := due_ms(data)) is None else due for _, data in there]
+    one_by_one, together = Candidates(OPTIONS), Candidates(OPTIONS)
+    for _ in range(3):
+        at_ms = [NOW + chance.choice([0, 50, 10**8]) for _ in there]
+        for (key, _), due in zip(there, at_ms, strict=True):
+            one_by_one.remember(due, "kv", key, NOW)
+        together.remember_all(np.array(at_ms), "kv", facts.keys, NOW)
+        assert (together.far, len(together)) == (one_by_one.far, len(one_by_one))
+    assert together.take(NOW + 10**9, 10**6) == one_by_one.take(NOW + 10**9, 10**6)
+    assert not facts_of([]).keys and not facts_of([(b"kv:gone", None)]).keys
 
 
 async def settle(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from streams.kafka.batches import ProducerState, encode_batches
+from streams.kafka.produce_request import JoinedProduceRequest
 from streams.model.errors import TooLarge
 
 STATE = ProducerState(5, 2, True)
@@ -37,3 +39,13 @@ def test_nothing_gives_nothing_and_too_much_is_refused() -> None:
     assert encode_batches([], STATE, 0, 1000) == []
     with pytest.raises(TooLarge):
         encode_batches([(b"k", b"x", ()), (b"k", b"x" * 2000, ())], STATE, 0, 1000)
+
+
+@pytest.mark.parametrize("newest", [5, 11])
+@pytest.mark.parametrize("transactional_id", [None, "table/é"])
+def test_a_joined_request_is_the_same_on_the_wire(transactional_id: str | None, newest: int) -> None:
+    given = transactional_id, -1, 30_000, [("a", [(0, b"abc" * 50), (3, b"")]), ("ü", [(1, b"x")]), ("none", [])]
+    ours, theirs = (made(*given).prepare({0: (3, newest)}) for made in (JoinedProduceRequest, ProduceRequest))
+    assert ours.encode() == theirs.encode()
+    assert ours.build_request_header(7, "me").encode() == theirs.build_request_header(7, "me").encode()
+    assert ours.RESPONSE_TYPE is theirs.RESPONSE_TYPE

@@ -6,7 +6,14 @@ import dataclasses
 
 from streams.model.marker import MARKER_KEY, InputPosition, Marker
 from streams.model.row import MergeType, Row, decode_row, encode_row
-from streams.processing.commit import Action, CommitOptions, CommitPolicy, unit_records
+from streams.processing.commit import (
+    ROW_OBJECTS_BYTES,
+    Action,
+    CommitOptions,
+    CommitPolicy,
+    row_bytes_of,
+    unit_records,
+)
 
 OPTIONS = CommitOptions(
     spacing_s=0.0,
@@ -114,3 +121,41 @@ def test_heartbeats_of_all_partitions_fall_on_the_same_moments() -> None:
         committed(policy, ended_s, 0.0)
         due.add(policy.decide(ended_s).at_s)
     assert due == {20.5}
+
+
+def test_a_backlog_makes_large_units_and_what_is_caught_up_small_ones() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)  # age_s 1, a half of how late it was, at most 6
+    end = committed(policy, 1.0, 9.0)
+    policy.folded(end, 10, caught_up=False, events=1, late_s=1.9)
+    assert policy.decide(end).at_s == end + 1.0
+    policy.folded(end, 10, caught_up=False, events=1, late_s=8.0)
+    assert policy.decide(end).at_s == end + 4.0
+    policy.folded(end, 10, caught_up=False, events=1, late_s=1e6)
+    assert policy.decide(end).at_s == end + OPTIONS.age_max_s
+    policy.folded(end + 0.1, 10, caught_up=True, events=1, late_s=8.0)
+    assert policy.decide(end + 0.1).at_s == end + 1.0
+    cheap = CommitPolicy(OPTIONS, 0.0)
+    end = committed(cheap, 1.0, 0.1)
+    cheap.folded(end, 10, caught_up=False, events=1, late_s=1e6)
+    assert cheap.decide(end + 0.41).action is Action.COMMIT, "cheap commits are not put off"
+
+
+def test_rows_bound_a_unit_by_what_an_event_made_of_them_before() -> None:
+    options = dataclasses.replace(OPTIONS, soft_row_bytes=1000, hard_row_bytes=1500)
+    policy = CommitPolicy(options, 0.0)
+    policy.folded(0.0, 1, caught_up=False, events=10, late_s=100.0)
+    policy.started(0.0, 500)
+    policy.folded(0.1, 1, caught_up=False, events=19, late_s=100.0)
+    assert policy.may_fold
+    policy.folded(0.1, 1, caught_up=False, events=1, late_s=100.0)
+    assert not policy.may_fold, "1,000 expected beside 500 in flight"
+    policy.finished(9.0)
+    assert policy.may_fold and policy.decide(9.0).action is Action.COMMIT
+    policy.started(9.0, 100)
+    policy.finished(9.0)
+    policy.folded(9.0, 1, caught_up=False, events=190, late_s=100.0)
+    assert policy.decide(9.0).action is Action.WAIT, "5 bytes an event now"
+
+
+def test_what_rows_take_is_counted() -> None:
+    assert row_bytes_of([(b"kv:a", b"12"), (b"kv:b", None)]) == 10 + 2 * ROW_OBJECTS_BYTES
