@@ -32,6 +32,7 @@ VALUE_BYTES_MAX = 17 << 20
 DECODER_BUDGET_BYTES = 64 << 20
 IDLE_BUFFERS_BYTES = 48 << 20
 FOLD_CACHE_BYTES = 64 << 20
+FOLD_HELD_BYTES = 128 << 20
 
 
 class DecoderPool:
@@ -199,6 +200,7 @@ def builtin_fold(table: FoldTable, modules: ModuleCache, meter: UdfMeter | None 
     options = FoldOptions(
         manifest.limits,
         FOLD_CACHE_BYTES,
+        FOLD_HELD_BYTES,
         merge=int(table.merge),
         outputs=len(manifest.outputs),
         meter=meter or UdfMeter(),
@@ -224,7 +226,12 @@ def deployed_fold(
 ) -> FoldHost:
     """The fold of one partition of a deployed UDF's table. BadInput when the module is none of the ABI."""
     options = FoldOptions(
-        module.limits, FOLD_CACHE_BYTES, merge=int(table.merge), outputs=len(table.outputs), meter=meter or UdfMeter()
+        module.limits,
+        FOLD_CACHE_BYTES,
+        FOLD_HELD_BYTES,
+        merge=int(table.merge),
+        outputs=len(table.outputs),
+        meter=meter or UdfMeter(),
     )
     return FoldHost(module.wasm, modules, options)
 

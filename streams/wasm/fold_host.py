@@ -109,13 +109,16 @@ class LateReject:
 class FoldOptions:
     """How a FoldHost runs its module.
 
-    `cache_bytes`: the instance is dropped after a commit when its memory is larger. `retain_bytes`: batches kept to
-    fold again after a trap; beyond it the rows are taken out early. `merge`: the merge type rows must have. `outputs`:
+    `cache_bytes`: the instance is dropped after a commit when its memory is larger and nothing was folded meanwhile.
+    `held_bytes`: it is dropped after any fold when its memory is larger, and its rows are taken out before: under load
+    no commit finds it idle. `retain_bytes`: batches kept to fold again after a trap; beyond it the rows are taken out
+    early. `merge`: the merge type rows must have. `outputs`:
     how many output topics the manifest names; a record for another is a malformed output. `meter`: what to count on.
     """
 
     limits: Limits = field(default_factory=Limits)
     cache_bytes: int = 128 << 20
+    held_bytes: int = 256 << 20
     retain_bytes: int = 64 << 20
     merge: int | None = None
     outputs: int = 0
@@ -284,8 +287,9 @@ class FoldHost:
 
     def _relieve(self) -> None:
         """Keeps memory and retained batches bounded between commits."""
-        full = self.memory_bytes > self._options.limits.memory_bytes // 2
-        if full or self._retained_bytes > self._options.retain_bytes:
+        options = self._options
+        full = self.memory_bytes > min(options.limits.memory_bytes // 2, options.held_bytes)
+        if full or self._retained_bytes > options.retain_bytes:
             self._checkpoint()
         if full:
             self._drop()

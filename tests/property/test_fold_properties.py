@@ -136,7 +136,7 @@ def test_any_split_of_the_input_gives_the_models_table(
 def test_discarded_work_folded_again_gives_the_same_table(history: tuple[MergeType, list[Event]], cut: int) -> None:
     kind, events = history
     want, _ = model_of(kind, events)
-    table = Table(kind, FoldOptions(merge=int(kind), cache_bytes=1, retain_bytes=cut * 100))
+    table = Table(kind, FoldOptions(merge=int(kind), cache_bytes=1, retain_bytes=cut * 100, held_bytes=cut % 2 << 28))
     for at in range(0, len(events), cut):
         raw = build(events[at : at + cut]).raw
         table.host.fold(raw, table.load)
@@ -175,16 +175,20 @@ def test_sixteen_cells_are_kept() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_larger_than_the_modules_memory_folds_exactly(kind: MergeType) -> None:
-    """4 MiB of memory, 60,000 keys in one run: rows are spilled between commits, no event is condemned."""
+    """4 MiB of memory, or 2 held, and 60,000 keys: rows are spilled between commits, no event is condemned."""
     value = {MergeType.COUNTER: b"\0\0\0\0\1\2", MergeType.LWW: b"\0\0\0\0\1value"}.get(kind, b"\0\0\0\0\1" + bytes(8))
     events = [
         Event(BASE_MS + i, (BASE_MS + i) << 16, NEVER, 0, 0, b"k:%d" % (i * 7919 % 60_000), value)
         for i in range(90_000)
     ]
-    table = Table(kind, FoldOptions(limits=Limits(memory_bytes=4 << 20), merge=int(kind)))
-    rejects = []
+    counted = kind is MergeType.COUNTER
+    held = FoldOptions(held_bytes=2 << 20, merge=int(kind))
+    table = Table(kind, held if counted else FoldOptions(limits=Limits(memory_bytes=4 << 20), merge=int(kind)))
+    rejects, sizes = [], []
     for at in range(0, len(events), 5_000):
         rejects += table.host.fold(build(events[at : at + 5_000]).raw, table.load)
+        sizes.append(table.host.memory_bytes)
+    assert max(sizes) <= 2 << 20 and 0 in sizes, "it was never dropped"
     table.commit(table.take())
     assert not rejects
     assert table.host.late_rejects == []
