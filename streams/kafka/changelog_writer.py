@@ -117,6 +117,8 @@ class TransactionalWriter:
         `commit` does.
         """
         state, started, tp = self._usable(), time.perf_counter(), TP(topic, partition)
+        if sum(len(value) for _, value, _ in records if value) > self._options.batch_bytes:
+            return await self.commit(topic, partition, records)  # without encoding it twice
         plain = ProducerState(state.producer_id, state.epoch, False)
         batches = encode_batches(records, plain, self._sequences.get(tp, 0), self._options.batch_bytes)
         if len(batches) != 1 or state.epoch > _PLAIN_EPOCH_MAX:
