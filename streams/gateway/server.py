@@ -60,6 +60,7 @@ from streams.serde import purge_frames
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 from streams.wasm.admission import DeployCaps
+from streams.wasm.function_manifest import caps_within
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ class GatewayServer:
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
         self.gateway.trading = self.trading
-        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report)
+        self.functions = self.gateway.functions = FunctionService(
+            self.gateway, report=self._report, caps=caps_within(options.udfs.functions, options.udfs.limits)
+        )
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions, lambda: self.gateway.authority)),
             options.port or region.gateway_port,

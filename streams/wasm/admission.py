@@ -12,7 +12,7 @@ from streams.wasm.abi import MODULE_BYTES_MAX, validate_module
 from streams.wasm.caps import DEFAULT_CAPS, capped
 from streams.wasm.engine import COMPONENT, Limits, ModuleCache
 from streams.wasm.function_host import check_function
-from streams.wasm.function_manifest import FIELDS, FunctionCaps, check_function_caps
+from streams.wasm.function_manifest import FIELDS, FunctionCaps, caps_within, check_function_caps
 from streams.wasm.manifest import MAPS, Manifest, parse_manifest
 from streams.wasm.packing import packed
 
@@ -63,7 +63,7 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
         )
     version_key(manifest.version)
     if manifest.function is not None:
-        check_function_caps(manifest.function, manifest.limits, caps.functions)
+        check_function_caps(manifest.function, manifest.limits, caps_within(caps.functions, caps.limits))
         return manifest
     if manifest.kind != "fold" and not manifest.is_map:
         raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix=f"use fold, {', '.join(MAPS)}, function")
