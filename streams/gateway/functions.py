@@ -306,6 +306,8 @@ class FunctionService:
             if name not in self._wanted:
                 udfs = self._gateway.udfs
                 other = None if udfs is None else udfs.udfs.live.get(name)
+                if other is not None and other.manifest.is_machine:
+                    raise Conflict(f"UDF {name} is a machine", field="name", fix=f"see /v1/machines/{name}")
                 if other is not None and other.manifest.function is None:
                     raise Conflict(
                         f"UDF {name} is a {other.manifest.kind}, not a function",

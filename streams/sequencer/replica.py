@@ -272,13 +272,16 @@ class Replica(Generic[R]):
         commands = [LogCommand(each.offset, each.timestamp_ms, each.value or b"") for each in records_of(run)]
         if not commands:
             self._apply([], run.next)
-        for piece in _pieces(commands, self._options.batch_commands, self._options.batch_bytes):
+        for piece in pieces_of(commands, self._options.batch_commands, self._options.batch_bytes):
             last = piece[-1] is commands[-1]
             self._apply(piece, run.next if last else piece[-1].offset + 1)
             await asyncio.sleep(0)
 
     def _apply(self, commands: Sequence[LogCommand], following: int) -> None:
-        step = self.state.apply(commands, following)
+        self._publish(commands, self.state.apply(commands, following))
+
+    def _publish(self, commands: Sequence[LogCommand], step: Any) -> None:
+        """Tell whoever waits what became of the commands."""
         for command, result in zip(commands, step.results, strict=True):
             self._results[command.offset] = result
             self._results_bytes += result.size_bytes
@@ -309,7 +312,7 @@ class Replica(Generic[R]):
                     self._on_step(None, asked_ms)
 
 
-def _pieces(commands: Sequence[LogCommand], count: int, size: int) -> list[Sequence[LogCommand]]:
+def pieces_of(commands: Sequence[LogCommand], count: int, size: int) -> list[Sequence[LogCommand]]:
     """The commands cut into pieces of at most `count`, and about `size` bytes."""
     found, first, held = [], 0, 0
     for index, command in enumerate(commands):
