@@ -15,6 +15,7 @@ from pathlib import Path
 
 from streams.definitions.deployment import Deployment
 from streams.definitions.releases import Release
+from streams.kafka.raw_fetch import RawConsumer
 from streams.kafka.records import records_of
 from streams.kafka.run import Run
 from streams.model.errors import BadInput, NotFound, StreamsError, Unavailable
@@ -38,7 +39,20 @@ Report = Callable[[Deployment, str, str], Awaitable[None]]
 
 
 class MachineReplica(Replica[MachineResult]):
-    """A replica whose commands are executed in a thread: they are a stranger's, and may take long."""
+    """A replica whose commands are executed in a thread: they are a stranger's, and may take long.
+
+    So its state is ahead of the results that are known here, for a moment: whoever waits, waits for those.
+    """
+
+    _told = 0
+
+    async def _connect(self, consumer: RawConsumer) -> None:
+        await super()._connect(consumer)
+        self._told = self.state.next
+
+    async def _until(self, position: int) -> None:
+        if min(self._told, self.state.next) < position:
+            await self._turn_of(position)
 
     async def _take(self, run: Run) -> None:
         commands = [LogCommand(each.offset, each.timestamp_ms, each.value or b"") for each in records_of(run)]
@@ -47,6 +61,7 @@ class MachineReplica(Replica[MachineResult]):
             last = not piece or piece[-1] is commands[-1]
             following = run.next if last else piece[-1].offset + 1
             step = await asyncio.to_thread(self.state.apply, piece, following)
+            self._told = following
             self._publish(piece, step)
 
 
@@ -162,7 +177,7 @@ class Machine:
             "version": None if installed is None else installed.version,
             "sha256": None if installed is None else installed.sha256,
             "layout": None if installed is None else installed.layout,
-            "offset": self.state.next,
+            "offset": stands.next,
             "state": stands.chain,
             "commands": stands.commands,
             "traps": stands.traps,

@@ -160,12 +160,7 @@ class GatewayServer:
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
         self.gateway.trading = self.trading
-        self.functions = self.gateway.functions = FunctionService(
-            self.gateway, report=self._report, caps=caps_within(options.udfs.functions, options.udfs.limits)
-        )
-        self.machines = self.gateway.machines = MachineService(
-            topology, region.name, place, self._report, options.udfs, options.sequencer
-        )
+        self._run_udfs(topology, place)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions, lambda: self.gateway.authority)),
             options.port or region.gateway_port,
@@ -181,6 +176,15 @@ class GatewayServer:
         self._probed_s = 0.0
         self._probed: str | None = None
         self._ttls: dict[str, int | None] = {}
+
+    def _run_udfs(self, topology: Topology, place: Path) -> None:
+        """What gateways themselves run of what is deployed: functions and machines."""
+        options = self._options
+        caps = caps_within(options.udfs.functions, options.udfs.limits)
+        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report, caps=caps)
+        self.machines = self.gateway.machines = MachineService(
+            topology, options.region, place, self._report, options.udfs, options.sequencer
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then close everything in order."""

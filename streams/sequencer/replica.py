@@ -195,8 +195,11 @@ class Replica(Generic[R]):
         return await self._end()
 
     async def _until(self, position: int) -> None:
-        if self.state.next >= position:
-            return
+        if self.state.next < position:
+            await self._turn_of(position)
+
+    async def _turn_of(self, position: int) -> None:
+        """Wait until the results up to a position are known here."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (position, next(self._tickets), waiter))
         await waiter
