@@ -135,7 +135,7 @@ async def a_machines_next_version_swaps_at_one_offset(system: WholeSystem, place
         with pytest.raises(BadInput) as not_wasm:
             await home.deploy_globally(bad)
         assert not_wasm.value.field == "module"
-        await home.rollback(NAME)
+        await home.rollback_udf(NAME)
         await runs_everywhere(system, "1.0.0")
         assert (await far.machine(NAME).send("who boom")).result["holder"] is None
         await equal_states(home, far)
