@@ -1,4 +1,4 @@
-"""`streams udf new build test deploy list shadow promote rollback remove`, and those of `udf_safety`."""
+"""`streams udf new build test deploy list shadow promote rollback remove`; `udf_safety` and `udf_machine` have more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from streams.cli.lifecycle import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
+from streams.cli.udf_machine import register as register_machine
 from streams.cli.udf_safety import print_builtin, print_regions, register
 from streams.cli.udf_versions import FromOption, check_candidate, print_versions, promote, rollback, shadow
 from streams.model.errors import BadInput, Conflict, StreamsError
@@ -30,7 +31,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A UDF's director
 def new(
     name: Annotated[str, typer.Argument(help="The UDF's name; the directory NAME is made here.")],
     lang: Annotated[str, typer.Option(help="The language: c, zig or python.")] = "c",
-    kind: Annotated[str, typer.Option(help="The kind: fold, map, filter, flat_map or function.")] = "fold",
+    kind: Annotated[str, typer.Option(help="The kind: fold, map, filter, flat_map, function, machine.")] = "fold",
 ) -> None:
     """Write a small UDF that works, with test vectors."""
     from streams.client.udf_template import KINDS, LANGUAGES, files_of
@@ -40,8 +41,8 @@ def new(
         raise BadInput(f"UDFs are not written in {lang[:20]}", field="--lang", fix=f"use {', '.join(LANGUAGES)}")
     if kind not in KINDS:
         raise BadInput(f"{kind[:20]!r} is no kind", field="--kind", fix=f"use {', '.join(KINDS)}")
-    if kind == "function" and lang != "c":
-        raise BadInput(f"functions in {lang} are not built yet", field="--lang", fix="use c")
+    if kind in ("function", "machine") and lang != "c":
+        raise BadInput(f"{kind}s in {lang} are not built yet", field="--lang", fix="use c")
     place = Path(name)
     try:
         place.mkdir()
@@ -77,7 +78,7 @@ def test(
     ] = None,
 ) -> None:
     """Check manifest and module as a deploy does, run vectors.json and a fuzz on the real host, without Kafka."""
-    from streams.cli.udf_check import check_udf
+    from streams.cli.udf_check import check_machine_udf, check_udf
     from streams.client.udfs import ready_module
     from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
     from streams.wasm.engine import ModuleCache
@@ -89,6 +90,9 @@ def test(
     text = (directory / "udf.toml").read_text()
     manifest, cache = admit_manifest(text, DeployCaps()), ModuleCache()
     admit_module(ready_module(directory, text.encode()), manifest, DeployCaps(), cache)
+    if manifest.is_machine:
+        check_machine_udf(directory, manifest, cache, events, rounds, seed)
+        return
     run = run_vectors if manifest.function is None else lambda place, _: run_function_vectors(place)
     failures = run(directory, cache)
     for line in failures:
@@ -179,6 +183,8 @@ def remove(
 def _does(found: dict[str, Any]) -> str:
     if found["kind"] == "function":
         return f"answers at /v1/functions/{found['name']}"
+    if found["kind"] == "machine":
+        return f"executes {found['topic']}, at /v1/machines/{found['name']}"
     if found["table"] is None:
         return f"writes {', '.join(found['inputs'])} → {', '.join(found['output'])}"
     return f"makes table {found['table']}"
@@ -191,3 +197,4 @@ def _check(found: dict[str, Any]) -> None:
 
 
 register(app)
+register_machine(app)

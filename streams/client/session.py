@@ -14,6 +14,7 @@ from urllib.parse import quote
 from streams.client.columns import dump, lines_of
 from streams.client.follow import CONNECT_S, GIVE_UP_S, Patience, follow
 from streams.client.invoke import InvokeCalls
+from streams.client.machines import MachineCalls
 from streams.client.routing import RouteDecision, decision_of, location_query
 from streams.client.strong import StrongCalls
 from streams.client.telemetry import TelemetryWindows, Time, aggregate_answer, aggregate_request
@@ -41,7 +42,7 @@ NO_VALUE = "no value"
 """The title of the problem for a key that has none, apart from unknown keyspaces."""
 
 
-class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, UdfVersionCalls):
+class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, MachineCalls, UdfVersionCalls):
     """A session with a region's gateway: `async with connect(url) as edge: ...`.
 
     Every answer's token is merged into `token` and sent with the next request: reads see the session's own writes and

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from streams.client.follow import GIVE_UP_S
 from streams.client.invoke import SyncInvokeCalls
+from streams.client.machines import SyncMachineCalls
 from streams.client.routing import RouteDecision
 from streams.client.session import AsyncClient
 from streams.client.strong import SyncStrongCalls
@@ -23,7 +24,7 @@ from streams.model.token import Token
 T = TypeVar("T")
 
 
-class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls, SyncUdfVersionCalls):
+class Client(SyncStrongCalls, SyncTradingCalls, SyncInvokeCalls, SyncMachineCalls, SyncUdfVersionCalls):
     """`AsyncClient` on an event loop of its own in a background thread. `with connect_sync(url) as edge: ...`"""
 
     _edge: AsyncClient

@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 from streams.client.function_template import function_files
+from streams.client.machine_template import machine_files
 from streams.serde import delete_value, encode, load_builtin
 
 LANGUAGES = {"c": ".c", "zig": ".zig", "python": ".py"}
-KINDS = ("fold", "map", "filter", "flat_map", "function")
+KINDS = ("fold", "map", "filter", "flat_map", "function", "machine")
 _HEAD = """\
 name = "{name}"
 version = "1.0.0"
@@ -41,9 +42,11 @@ output_bytes = 16777216
 
 
 def files_of(name: str, lang: str = "c", kind: str = "fold") -> dict[str, str]:
-    """The files of a new UDF, by name. A function is in C."""
+    """The files of a new UDF, by name. Functions and machines are in C."""
     if kind == "function":
         return function_files(name)
+    if kind == "machine":
+        return machine_files(name)
     inputs, output = _WAYS.get(kind, ("", ""))
     body = (_HEAD + (_FOLD if kind == "fold" else _MAP)).format(name=name, kind=kind, inputs=inputs, output=output)
     # An interpreter starts with 30 MiB, and is a hundred times slower.

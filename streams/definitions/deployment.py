@@ -123,6 +123,8 @@ class Deployment:
                 "puts": list(function.puts),
                 "idempotent": function.idempotent,
             }
+        if manifest.is_machine:
+            made = {"group": manifest.group, "layout": manifest.layout, "topic": f"sequenced.{manifest.group}"}
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -156,7 +158,7 @@ def deployed_tables(deployment: Deployment, keyspaces: Mapping[str, Keyspace]) -
     Empty while an input keyspace is not known here yet.
     """
     manifest = deployment.manifest
-    if manifest.function is not None or not all(name in keyspaces for name in manifest.inputs):
+    if manifest.at_gateways or not all(name in keyspaces for name in manifest.inputs):
         return []
     inputs = [keyspaces[name] for name in manifest.inputs]
     total, first, found = sum(each.partitions for each in inputs), 0, []
@@ -212,12 +214,18 @@ def check_function(manifest: Manifest, keyspaces: Mapping[str, Keyspace], tables
             )
 
 
+def check_group(name: str, group: str, keyspaces: Mapping[str, object]) -> None:
+    """Conflict for a group named as a keyspace: who may write that could command the machine."""
+    if group in keyspaces:
+        raise Conflict(f"{group} is a keyspace", field="group", fix=f'name another: group = "{name}-log"')
+
+
 def follows(
     wanted: Deployment,
     before: Deployment | None,
     others: Iterable[Deployment],
     udfs_max: int,
-    shape: tuple[str, ...] = ("kind", "table", "merges", "inputs", "outputs"),
+    shape: tuple[str, ...] = ("kind", "table", "merges", "inputs", "outputs", "group", "layout"),
 ) -> bool:
     """Whether `wanted` is news after `before`, the last of its name. Conflict when it must not follow.
 
@@ -252,6 +260,8 @@ def follows(
         if new.table and each.manifest.table == new.table:
             kept = " (removed; its rows are kept)" if each.removed else ""
             raise Conflict(f"{new.table} is the table of UDF {each.name}{kept}", field="table", fix="name another")
+        if new.group and each.manifest.group == new.group:
+            raise Conflict(f"machine {each.name} has the group {new.group}", field="group", fix="name another")
         if not each.removed and set(each.manifest.outputs) & set(new.outputs):
             raise Conflict(f"UDF {each.name} puts out to the same topic", field="outputs", fix="name another")
     check_loops(new, [each.manifest for each in others if not each.removed])

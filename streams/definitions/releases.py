@@ -161,7 +161,7 @@ def deploy(known: Known, wanted: Deployment, wish: Wish) -> Change | None:
             follows(wanted, None, known.others, wish.udfs_max)
             revived = {"removed": False, "until_ms": 0, "at_once": True}
             return Change(release.moved("deploy", active.number, wanted.deployed_ms, wanted.deployed_by, **revived))
-        follows(wanted, replace(active, removed=True), known.others, wish.udfs_max, ("kind", "table"))
+        follows(wanted, replace(active, removed=True), known.others, wish.udfs_max, _KEPT)
         return _begin(release, known.last, wanted, wish)
     return _next(release, active, known, wanted, wish)
 
@@ -169,6 +169,10 @@ def deploy(known: Known, wanted: Deployment, wish: Wish) -> Change | None:
 def same(one: Deployment, other: Deployment) -> bool:
     """Whether module and manifest are equal."""
     return (one.sha256, one.manifest_text) == (other.sha256, other.manifest_text)
+
+
+_KEPT = ("kind", "table", "group", "layout")
+"""What of a removed UDF must be as it was, where its rows or its log are there."""
 
 
 def _first_may_shadow(wish: Wish) -> None:

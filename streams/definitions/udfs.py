@@ -96,7 +96,7 @@ def _as_now(entry: Entry) -> list[Entry]:
 
 class Udfs(Sequenced[UdfsView]):
     """The deployed UDFs as one process sees and changes them; `keep` names the one whose module it wants to run;
-    `functions`: it runs all functions."""
+    `functions`: it runs all functions and machines."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Udfs(Sequenced[UdfsView]):
         options: DefinitionsOptions = _OPTIONS,
     ) -> None:
         def keeps(found: Deployment) -> bool:
-            return found.name == keep or (functions and found.manifest.function is not None)
+            return found.name == keep or (functions and found.manifest.at_gateways)
 
         log = log or KafkaDefinitionsLog(topology, region, options.kafka)
         super().__init__(log, UdfsView(keeps), UdfsView(lambda _: False), options)
@@ -122,7 +122,7 @@ class Udfs(Sequenced[UdfsView]):
     @property
     def folds(self) -> list[str]:
         """Names of those deployed that a worker runs."""
-        return [name for name, each in self.live.items() if each.manifest.function is None]
+        return [name for name, each in self.live.items() if not each.manifest.at_gateways]
 
     @property
     def live(self) -> dict[str, Deployment]:

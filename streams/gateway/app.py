@@ -18,6 +18,7 @@ from streams.gateway.routes_functions import FunctionRoutes
 from streams.gateway.routes_keyspaces import KeyspaceRoutes
 from streams.gateway.routes_kv import KeyValueRoutes
 from streams.gateway.routes_loads import LoadRoutes
+from streams.gateway.routes_machines import MachineRoutes
 from streams.gateway.routes_orders import OrderRoutes
 from streams.gateway.routes_peers import PeerRoutes
 from streams.gateway.routes_route import RouteRoutes
@@ -44,6 +45,7 @@ class GatewayApp:
             *BatchRoutes(gateway).operations(),
             *LoadRoutes(gateway).operations(),
             *StrongRoutes(gateway).operations(),
+            *MachineRoutes(gateway).operations(),
             *OrderRoutes(gateway).operations(),
             *BookRoutes(gateway).operations(),
             *StreamRoutes(gateway).operations(),

@@ -12,6 +12,7 @@ from streams.gateway.auth import Authority, authorize
 from streams.gateway.functions import FunctionService
 from streams.gateway.http import Call, Headers
 from streams.gateway.idempotency import IdempotencyOptions, IdempotencyStore
+from streams.gateway.machines import MachineService
 from streams.gateway.metrics import Metrics
 from streams.gateway.params import CONSISTENCY, MAX_STALENESS
 from streams.gateway.peers import Peers
@@ -80,6 +81,7 @@ class Gateway:
     purges: Callable[[], int] = int
     strong: Sequencer | None = None
     trading: Trading | None = None
+    machines: MachineService | None = None
     started: bool = True
     udfs: UdfService | None = None
     functions: FunctionService | None = None

@@ -41,7 +41,7 @@ from streams.serde import parse_json
 from streams.wasm.engine import TrapKind, UdfTrap
 from streams.wasm.function_engine import FunctionModules
 from streams.wasm.function_host import FunctionHost, FunctionResult, FunctionServices, NotNow
-from streams.wasm.function_manifest import FunctionPart
+from streams.wasm.function_manifest import FunctionCaps, FunctionPart, check_function_caps
 
 if TYPE_CHECKING:
     from streams.gateway.context import Gateway
@@ -228,8 +228,15 @@ class ThreadServices:
 class FunctionService:
     """The functions of one gateway: loaded as they are deployed, run request by request."""
 
-    def __init__(self, gateway: Gateway, modules: FunctionModules | None = None, report: Report = _no_report) -> None:
-        self._gateway, self._report = gateway, report
+    def __init__(
+        self,
+        gateway: Gateway,
+        modules: FunctionModules | None = None,
+        report: Report = _no_report,
+        caps: FunctionCaps | None = None,
+    ) -> None:
+        """`caps`: what this gateway's operator lets a function use at most."""
+        self._gateway, self._report, self._caps = gateway, report, caps or FunctionCaps()
         self._modules = modules or FunctionModules()
         self._loaded: dict[str, Function] = {}
         self._wanted: dict[str, Deployment] = {}
@@ -262,6 +269,8 @@ class FunctionService:
         assert function is not None
 
         def work() -> FunctionHost:
+            # The gateway that took the deploy may allow more than this one.
+            check_function_caps(function, wanted.manifest.limits, self._caps)
             host = FunctionHost(wanted.module, self._modules, function, wanted.manifest.limits)
             host.check()
             return host
@@ -297,6 +306,8 @@ class FunctionService:
             if name not in self._wanted:
                 udfs = self._gateway.udfs
                 other = None if udfs is None else udfs.udfs.live.get(name)
+                if other is not None and other.manifest.is_machine:
+                    raise Conflict(f"UDF {name} is a machine", field="name", fix=f"see /v1/machines/{name}")
                 if other is not None and other.manifest.function is None:
                     raise Conflict(
                         f"UDF {name} is a {other.manifest.kind}, not a function",

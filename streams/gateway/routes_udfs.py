@@ -36,7 +36,7 @@ class UdfRoutes:
                 "POST",
                 "/v1/udfs",
                 self.deploy_udf,
-                "Deploy a fold, map, filter, flat_map or function in all regions; a fold's next version beside it",
+                "Deploy a UDF of any kind in all regions; a fold's next version beside it",
                 "deploy",
                 (WAIT, FROM, IN_PLACE, KEEP),
                 {"multipart/form-data": FORM},
@@ -114,4 +114,4 @@ class UdfRoutes:
         service, name = self._service, call.part("name")
         authorize_deploy(call.principal, service.touched(name))
         gone = await service.udfs.remove(name, call.principal.name, service.keep_ms(None), wall_ms())
-        return reply({"removed": gone.name, "table": None if gone.manifest.is_map else gone.manifest.table})
+        return reply({"removed": gone.name, "table": None if gone.manifest.is_map else gone.manifest.table or None})

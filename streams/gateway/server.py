@@ -31,6 +31,7 @@ from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.functions import FunctionService
 from streams.gateway.http_server import HttpServer
+from streams.gateway.machines import MachineService
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
 from streams.gateway.strong import StrongWrites
@@ -60,6 +61,7 @@ from streams.serde import purge_frames
 from streams.state.options import StoreOptions
 from streams.use_cases.routing.geoip import GeoIp
 from streams.wasm.admission import DeployCaps
+from streams.wasm.function_manifest import caps_within
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +160,7 @@ class GatewayServer:
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
         self.gateway.strong = self.strong
         self.gateway.trading = self.trading
-        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report)
+        self._run_udfs(topology, place)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions, lambda: self.gateway.authority)),
             options.port or region.gateway_port,
@@ -174,6 +176,15 @@ class GatewayServer:
         self._probed_s = 0.0
         self._probed: str | None = None
         self._ttls: dict[str, int | None] = {}
+
+    def _run_udfs(self, topology: Topology, place: Path) -> None:
+        """What gateways themselves run of what is deployed: functions and machines."""
+        options = self._options
+        caps = caps_within(options.udfs.functions, options.udfs.limits)
+        self.functions = self.gateway.functions = FunctionService(self.gateway, report=self._report, caps=caps)
+        self.machines = self.gateway.machines = MachineService(
+            topology, options.region, place, self._report, options.udfs, options.sequencer
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then close everything in order."""
@@ -254,6 +265,7 @@ class GatewayServer:
         tell_workers(self._options.data, self.gateway.region.name, self.udfs.labels())
         tell_mirror(self._options.data, self.gateway.region.name, keyspaces)
         self.functions.follow(self.udfs.udfs.live)
+        self.machines.follow(self.udfs.udfs.live, self.udfs.udfs.releases)
         if new and self.gateway.started:
             self._spawn(self._ensure_tables(new), "topics")
         self.strong.set_keyspaces(keyspaces)
@@ -293,7 +305,7 @@ class GatewayServer:
         return self.tables.staleness(table).by_origin[region] if known else wall_ms()
 
     async def _report(self, of: Deployment, state: str, reason: str) -> None:
-        """Tell all regions how a function does here."""
+        """Tell all regions how a function or machine does here."""
         region = self.gateway.region
         said = UdfState(
             of.name, region.name, of.manifest.version, of.sha256, state, reason[:500], wall_ms(), of.generation
@@ -362,7 +374,7 @@ class GatewayServer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.gateway.telemetry.close()
-        await self.functions.close()
+        await asyncio.gather(self.functions.close(), self.machines.close())
         await asyncio.gather(self.strong.stop(), self.trading.stop())
         parts = (self.tail.stop, self.udfs.stop, self.producer.stop, self.definitions.stop, self._admin.stop)
         for part in (*parts, self.tables.close):

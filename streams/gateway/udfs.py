@@ -11,7 +11,14 @@ from typing import Any
 
 from streams.definitions import releases
 from streams.definitions.chains import PutSchemas, put_rules
-from streams.definitions.deployment import Deployment, check_function, check_inputs, deployed_tables, parse_label
+from streams.definitions.deployment import (
+    Deployment,
+    check_function,
+    check_group,
+    check_inputs,
+    deployed_tables,
+    parse_label,
+)
 from streams.definitions.releases import Release, Wish
 from streams.definitions.udf_states import StateReader
 from streams.definitions.udfs import Udfs
@@ -114,6 +121,8 @@ class UdfService:
         keyspaces = self.keyspaces()
         if manifest.function is not None:
             check_function(manifest, keyspaces, self.table_names())
+        elif manifest.is_machine:
+            check_group(manifest.name, manifest.group, keyspaces)
         else:
             check_inputs(manifest, keyspaces)
             put_rules(manifest, keyspaces, self.put_schemas)
@@ -268,7 +277,7 @@ class UdfService:
             return {"state": "starting", "reason": "", "version": None, "at": None}
         state = found.state
         quiet_ms = min(wall_ms() - found.at_ms, self.table_ms(of.table, region))
-        if state == "active" and of.manifest.function is None and quiet_ms > HEARD_MS:
+        if state == "active" and not of.manifest.at_gateways and quiet_ms > HEARD_MS:
             state = "starting"  # it was active, and its worker has not written since: it is down, or coming up again
         return {"state": state, "reason": found.reason, "version": found.version, "at": found.at_ms}
 
@@ -321,5 +330,7 @@ class UdfService:
 def touched(manifest: Manifest) -> tuple[str, ...]:
     """The keyspaces and tables that a UDF reads or puts to: who deploys or sees it must be allowed to."""
     function = manifest.function
+    if manifest.is_machine:
+        return (manifest.group,)
     names = (*manifest.inputs, *manifest.puts) if function is None else (*function.tables, *function.puts)
     return tuple(dict.fromkeys(names))

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from streams.wasm.engine import Limits
 from streams.wasm.fold_host import Allowance
@@ -75,6 +76,11 @@ class Containment:
             allowed = self._window.allowed(self._now_s())
         hold = self.policy.on_trap is OnTrap.PAUSE
         return Allowance(allowed if hold else max(1, allowed), hold, free_offset, SEARCH_S)
+
+    def searching(self) -> Allowance:
+        """The same for a UDF whose pause begins after the culprit, which is put aside: a map."""
+        found = self.allowance()
+        return replace(found, traps=max(1, found.traps), hold=False)
 
     def folded(self, events: int) -> None:
         """So many events were folded: under a rate, the next may not begin before their time has passed."""

@@ -10,7 +10,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from streams.definitions.chains import put_rules
@@ -132,20 +132,46 @@ class DeployedCatalog:
 
 
 class Reporter:
-    """Tells all regions how the UDF does here, whenever that changes."""
+    """Tells all regions how the UDF does here, whenever that changes.
 
-    def __init__(self, writer: StateWriter, region: str) -> None:
-        self._writer, self._region = writer, region
+    A pause is the last word on a module until somebody resumes it: what is reported is also what the next process
+    pauses by, so trouble of another kind is logged meanwhile and reported once it is resumed. `resumes`: how often that
+    has happened by now.
+    """
+
+    def __init__(self, writer: StateWriter, region: str, resumes: Callable[[], int]) -> None:
+        self._writer, self._region, self._resumes = writer, region, resumes
         self._last: tuple[str, str, str, int] | None = None
+        self._pause: UdfState | None = None
+        self._unsaid = ("", "")
+
+    def begin(self, last: UdfState | None) -> None:
+        """Take over what the process before reported last."""
+        self._pause = last if last is not None and last.state == "paused" else None
+
+    def _holds(self, of: Deployment, state: str) -> UdfState | None:
+        """The pause that is to be shown in place of this state."""
+        pause = self._pause
+        if pause is None or state not in ("refused", "failing", "starting"):
+            return None
+        same = (pause.sha256, pause.version) == (of.sha256, of.manifest.version)
+        return pause if same and self._resumes() <= pause.resumes else None
 
     async def tell(self, of: Deployment, state: str, reason: str = "", resumes: int = 0) -> None:
         """Report, unless it is what was reported last."""
+        if (pause := self._holds(of, state)) is not None:
+            if state != "starting" and (state, reason) != self._unsaid:
+                log.warning("%s is %s besides being paused: %s", of.name, state, reason)
+                self._unsaid = (state, reason)
+            state, reason, resumes = pause.state, pause.reason, pause.resumes
         said = (of.sha256 + of.manifest.version, state, reason, resumes)
         if said != self._last:
             self._last = said
             name, version = of.name, of.manifest.version
             at = (wall_ms(), of.generation, resumes)
-            await self._writer.report(UdfState(name, self._region, version, of.sha256, state, reason, *at))
+            report = UdfState(name, self._region, version, of.sha256, state, reason, *at)
+            self._pause = report if state == "paused" else None
+            await self._writer.report(report)
 
 
 def folding(runners: Sequence[PartitionRunner], sha256: str) -> str | None:
@@ -176,19 +202,28 @@ async def serve_udf(options: WorkerOptions, topology: Topology) -> int:
         if found is not None:  # NAME alone is of one generation, while this process lives
             options = replace(options, udf=found.label)
         catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache(), options.caps)
-        reporter = Reporter(states, options.region)
+        reporter = Reporter(states, options.region, lambda: catalog.resumes)
+        last = await _last(options, catalog)
+        reporter.begin(last)
         if not await _admitted(catalog, reporter, stop):
             return 0
         worker = Worker(options, catalog, states)
         quarantine = Quarantine(worker, catalog)
-        if (running := catalog.running) is not None:
-            quarantine.begin(await last_state(options.bootstrap_servers, running.name, running.generation))
+        quarantine.begin(last)
         status = await _work(worker, catalog, reporter, quarantine)
         if catalog.wanted is None:
             await asyncio.to_thread(shutil.rmtree, options.directory, ignore_errors=True)
         return status
     finally:
         await asyncio.gather(definitions.stop(), udfs.stop(), states.stop(), return_exceptions=True)
+
+
+async def _last(options: WorkerOptions, catalog: DeployedCatalog) -> UdfState | None:
+    """What the process before reported last; nothing where the deploy has not come here yet."""
+    wanted = catalog.wanted
+    if wanted is None:
+        return None
+    return await last_state(options.bootstrap_servers, wanted.name, wanted.generation)
 
 
 async def _admitted(catalog: DeployedCatalog, reporter: Reporter, stop: asyncio.Event) -> bool:

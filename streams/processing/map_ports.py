@@ -113,12 +113,15 @@ class MapFold:
         self._host, self._puts, self._source, self._containment = host, puts, source, containment
         self._waiting: list[Output] = []
         self._bytes = 0
+        self._stopped: StoppedAt | None = None
 
     def fold(self, decoded: Decoded, load_rows: LoadRows) -> Sequence[Rejected]:
         """Map a batch; the events that the UDF refused, that stopped it, or of which it made what is no put."""
         batch = decoded.batch
         assert isinstance(batch, Batch)
-        emitted, rejects = self._host.map(batch)
+        contained = self._containment
+        emitted, rejects = self._host.map(batch, None if contained is None else contained.searching())
+        self._stopped = self._stopped_at(batch)
         traps = sum(each.kind is RejectKind.TRAP for each in rejects)
         if traps and self._containment is not None:
             self._containment.trapped(traps)
@@ -135,8 +138,14 @@ class MapFold:
 
     @property
     def stopped(self) -> StoppedAt | None:
-        """All of a batch is always mapped: a pause begins after it."""
-        return None
+        """Where the last fold did not go on: too many events stop the UDF, or finding them takes too long."""
+        return self._stopped
+
+    def _stopped_at(self, batch: Batch) -> StoppedAt | None:
+        at = self._host.stopped
+        if at is None:
+            return None
+        return StoppedAt(int(batch.column("offset")[at]), at, int(batch.column("append_ms")[at - 1]))
 
     @property
     def searching(self) -> bool:

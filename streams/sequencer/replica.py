@@ -195,8 +195,11 @@ class Replica(Generic[R]):
         return await self._end()
 
     async def _until(self, position: int) -> None:
-        if self.state.next >= position:
-            return
+        if self.state.next < position:
+            await self._turn_of(position)
+
+    async def _turn_of(self, position: int) -> None:
+        """Wait until the results up to a position are known here."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (position, next(self._tickets), waiter))
         await waiter
@@ -272,13 +275,16 @@ class Replica(Generic[R]):
         commands = [LogCommand(each.offset, each.timestamp_ms, each.value or b"") for each in records_of(run)]
         if not commands:
             self._apply([], run.next)
-        for piece in _pieces(commands, self._options.batch_commands, self._options.batch_bytes):
+        for piece in pieces_of(commands, self._options.batch_commands, self._options.batch_bytes):
             last = piece[-1] is commands[-1]
             self._apply(piece, run.next if last else piece[-1].offset + 1)
             await asyncio.sleep(0)
 
     def _apply(self, commands: Sequence[LogCommand], following: int) -> None:
-        step = self.state.apply(commands, following)
+        self._publish(commands, self.state.apply(commands, following))
+
+    def _publish(self, commands: Sequence[LogCommand], step: Any) -> None:
+        """Tell whoever waits what became of the commands."""
         for command, result in zip(commands, step.results, strict=True):
             self._results[command.offset] = result
             self._results_bytes += result.size_bytes
@@ -309,7 +315,7 @@ class Replica(Generic[R]):
                     self._on_step(None, asked_ms)
 
 
-def _pieces(commands: Sequence[LogCommand], count: int, size: int) -> list[Sequence[LogCommand]]:
+def pieces_of(commands: Sequence[LogCommand], count: int, size: int) -> list[Sequence[LogCommand]]:
     """The commands cut into pieces of at most `count`, and about `size` bytes."""
     found, first, held = [], 0, 0
     for index, command in enumerate(commands):

@@ -20,7 +20,15 @@ _FOLD_EXPORTS: dict[str, int] = {
     "streams_take": 0,
 }
 FOLD_MARKER, MAP_MARKER = f"streams_abi_v{ABI_VERSION}", f"streams_map_v{ABI_VERSION}"
-_MARKERS = (FOLD_MARKER, MAP_MARKER, "streams_machine_v1", "streams_decoder_v1")
+MACHINE_MARKER = "streams_machine_v1"
+_MARKERS = (FOLD_MARKER, MAP_MARKER, MACHINE_MARKER, "streams_decoder_v1")
+_MACHINE_EXPORTS: dict[str, int] = {
+    "streams_alloc": 1,
+    "streams_prepare": 2,
+    "streams_load": 2,
+    "streams_apply": 0,
+    "streams_take": 0,
+}
 _MAP_EXPORTS: dict[str, int] = {"streams_alloc": 1, "streams_map": 2}
 OUTPUTS_EXPORT = "streams_outputs"
 """Optional: a module that writes to output topics exports it."""
@@ -72,6 +80,17 @@ def check_map_module(compiled: CompiledModule) -> None:
     """BadInput unless the module is one of map v1 (map, filter, flat_map); nothing is run."""
     if not compiled.is_component:
         _check_module(compiled, MAP_MARKER, _MAP_EXPORTS)
+
+
+def check_machine_module(compiled: CompiledModule) -> None:
+    """BadInput unless the module is a machine that keeps nothing in memory; nothing is run."""
+    if compiled.is_component:
+        raise BadInput("machines are core modules", field="module", fix="write it in C")
+    exports = _check_module(compiled, MACHINE_MARKER, _MACHINE_EXPORTS)
+    if "streams_resident_v1" in exports:
+        raise BadInput(
+            "resident machines are not deployed", field="module", fix="keep all state in rows: streams_machine_kv.h"
+        )
 
 
 def validate_module(wasm: bytes, cache: ModuleCache, limits: Limits | None = None, *, is_map: bool = False) -> str:

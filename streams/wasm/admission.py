@@ -12,7 +12,8 @@ from streams.wasm.abi import MODULE_BYTES_MAX, validate_module
 from streams.wasm.caps import DEFAULT_CAPS, capped
 from streams.wasm.engine import COMPONENT, Limits, ModuleCache
 from streams.wasm.function_host import check_function
-from streams.wasm.function_manifest import FIELDS, FunctionCaps, check_function_caps
+from streams.wasm.function_manifest import FIELDS, FunctionCaps, caps_within, check_function_caps
+from streams.wasm.machine_run import check_machine
 from streams.wasm.manifest import MAPS, Manifest, parse_manifest
 from streams.wasm.packing import packed
 
@@ -21,6 +22,12 @@ _FIELDS = (
     "name", "version", "abi", "kind", "inputs", "table", "merge", "ttl", "outputs", "limits", "constants", "output",
     "writes", "on_trap", "trap_limit", "trap_window_s",
 )  # fmt: skip
+_MACHINE_FIELDS = ("name", "version", "abi", "kind", "group", "layout", "limits", "constants")
+_MACHINE_LIMITS = ("memory_bytes", "fuel", "output_bytes", "stack_bytes", "row_bytes", "table_rows", "table_bytes")
+MACHINE_FUEL = 1_000_000_000
+"""The most that a command may use, whatever the operator allows others: those behind it in the log wait."""
+_GROUPS = ("strong", "orders")
+"""Consistency groups that have a machine of the platform's own."""
 _FUNCTION_FIELDS = ("name", "version", "abi", "kind", "limits", "constants", *FIELDS)
 _MERGES = ("lww", "counter", "max", "min")
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){0,3}\Z")
@@ -56,21 +63,39 @@ def admit_manifest(text: str, caps: DeployCaps) -> Manifest:
     if len(text.encode(errors="replace")) > MANIFEST_BYTES_MAX:
         raise BadInput(f"udf.toml is over {MANIFEST_BYTES_MAX} bytes", field="manifest", fix="say less in it")
     manifest = parse_manifest(text)
-    fields = _FIELDS if manifest.function is None else _FUNCTION_FIELDS
+    fields: tuple[str, ...] = _FUNCTION_FIELDS if manifest.function is not None else _FIELDS
+    fields = _MACHINE_FIELDS if manifest.is_machine else fields
     if unknown := tomllib.loads(text).keys() - set(fields):
         raise BadInput(
             f"udf.toml of a {manifest.kind} has no such field", field=min(unknown)[:80], fix=f"use {', '.join(fields)}"
         )
     version_key(manifest.version)
     if manifest.function is not None:
-        check_function_caps(manifest.function, manifest.limits, caps.functions)
+        check_function_caps(manifest.function, manifest.limits, caps_within(caps.functions, caps.limits))
         return manifest
+    if manifest.is_machine:
+        return _admit_machine(manifest, caps)
     if manifest.kind != "fold" and not manifest.is_map:
-        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix=f"use fold, {', '.join(MAPS)}, function")
+        kinds = f"fold, {', '.join(MAPS)}, function, machine"
+        raise BadInput(f"a {manifest.kind} is not deployed", field="kind", fix=f"use {kinds}")
     if not manifest.inputs:
         raise BadInput("udf.toml names no keyspace to read", field="inputs", fix='add inputs = ["score"], for example')
     _check_map(manifest, tomllib.loads(text)) if manifest.is_map else _check_fold(manifest)
     return replace(manifest, limits=capped(manifest, caps.limits))
+
+
+def _admit_machine(manifest: Manifest, caps: DeployCaps) -> Manifest:
+    if manifest.group in _GROUPS:
+        raise BadInput(f"{manifest.group} is the platform's own group", field="group", fix="name another")
+    for name in sorted(manifest.asked):
+        if name not in _MACHINE_LIMITS:
+            raise BadInput(
+                "does not bound a machine: what stops a command must be the same on all replicas",
+                field=f"limits.{name}",
+                fix=f"use some of {', '.join(_MACHINE_LIMITS)}",
+            )
+    most = replace(caps.limits, fuel=min(caps.limits.fuel, MACHINE_FUEL))
+    return replace(manifest, limits=capped(manifest, most))
 
 
 def _check_map(manifest: Manifest, given: Mapping[str, object]) -> None:
@@ -118,4 +143,6 @@ def admit_module(wasm: bytes, manifest: Manifest, caps: DeployCaps, cache: Modul
         )
     if manifest.function is not None:
         return check_function(wasm, manifest.function, manifest.limits)
+    if manifest.is_machine:
+        return check_machine(wasm, cache, manifest.limits)
     return validate_module(wasm, cache, manifest.limits, is_map=manifest.is_map)

@@ -316,7 +316,7 @@ class FoldHost:
         """Folds all of a batch but its culprits, in order, into `_pending`; as far as it is allowed to."""
         rejects: list[Reject] = []
         work: list[Array] = [np.arange(batch.n)]
-        cuts = _Records(batch)
+        cuts = Records(batch)
         until_s, left = time.monotonic() + allowance.seconds, allowance.traps
         before = (dict(self._pending), list(self._pending_outputs)) if allowance.hold and batch.has_parts else None
         while work:
@@ -429,7 +429,7 @@ def _named(batch: Batch, reject: Reject) -> LateReject:
     return LateReject(event, replace(reject, offset=event.offset))
 
 
-class _Records:
+class Records:
     """Where the records of a batch begin and end: the puts of a frame share their offset."""
 
     def __init__(self, batch: Batch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streams.model.errors import BadInput
@@ -82,13 +82,28 @@ def parse_function(data: Mapping[str, Any]) -> tuple[FunctionPart, Limits]:
     return FunctionPart(capabilities, tables, puts, idempotent, **counts), limits
 
 
+def caps_within(caps: FunctionCaps, most: Limits) -> FunctionCaps:
+    """A function's caps, none over the operator's own for all UDFs (`--udf-memory-max-bytes` and so on)."""
+    return replace(
+        caps,
+        memory_bytes=min(caps.memory_bytes, most.memory_bytes),
+        deadline_s=min(caps.deadline_s, most.deadline_s),
+        output_bytes=min(caps.output_bytes, most.output_bytes),
+        fuel=min(caps.fuel, most.fuel),
+    )
+
+
 def check_function_caps(part: FunctionPart, limits: Limits, caps: FunctionCaps) -> None:
-    """BadInput when a limit is over what the operator allows."""
+    """BadInput when a limit, also one by default, is over what the operator allows."""
     for name in _LIMITS:
         asked = getattr(limits, name) if name in ("memory_bytes", "deadline_s", "output_bytes") else getattr(part, name)
         most = getattr(caps, name)
         if asked is not None and asked > most:
-            raise BadInput(f"{asked:g} is over the operator's {most:g}", field=f"limits.{name}", fix="ask for less")
+            raise BadInput(
+                f"{asked:g} is over the operator's {most:g}",
+                field=f"limits.{name}",
+                fix="ask for less in udf.toml, or raise the gateways' cap",
+            )
 
 
 def _names(data: Mapping[str, Any], field: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ _TOPIC = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
 MAPS = ("map", "filter", "flat_map")
 """The stateless kinds: events in, puts to other keyspaces out."""
-KINDS = ("fold", *MAPS, "decoder", "machine", FUNCTION)
+MACHINE = "machine"
+KINDS = ("fold", *MAPS, "decoder", MACHINE, FUNCTION)
 _POLICY = ("on_trap", "trap_limit", "trap_window_s")
 
 
@@ -36,7 +37,9 @@ class Manifest:
     `policy`: what happens when it traps again and again; `asked`: the limits that it names itself. `function`: what a
     function may do.
     Of a map, filter or flat_map: `puts`, the keyspaces that it writes to (`output` in udf.toml), and `writes`, the
-    schema of what it writes to each: a built-in one's name, an Avro schema as JSON, or empty (the keyspace's)."""
+    schema of what it writes to each: a built-in one's name, an Avro schema as JSON, or empty (the keyspace's).
+    Of a machine: `group`, whose log `sequenced.GROUP` it executes, and `layout`, a number for what its rows look like:
+    another version takes over only where it is the same."""
 
     name: str
     version: str
@@ -54,6 +57,18 @@ class Manifest:
     function: FunctionPart | None = None
     puts: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    group: str = ""
+    layout: int = 1
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether it executes a sequenced log."""
+        return self.kind == MACHINE
+
+    @property
+    def at_gateways(self) -> bool:
+        """Whether gateways run it, not a worker of its own: a function or a machine."""
+        return self.function is not None or self.is_machine
 
     @property
     def is_map(self) -> bool:
@@ -93,6 +108,7 @@ def parse_manifest(text: str) -> Manifest:
     if ttl is not None and not isinstance(ttl, str | int | float):
         raise BadInput("is neither a number of seconds nor a text", field="ttl", fix='as in ttl = "1h"')
     puts, writes = _puts(data)
+    is_machine = data["kind"] == MACHINE
     return Manifest(
         name,
         data["version"],
@@ -103,12 +119,14 @@ def parse_manifest(text: str) -> Manifest:
         _outputs(data.get("outputs", [])),
         _constants(data.get("constants", {})),
         _inputs(data.get("inputs", [])),
-        check_name(str(data.get("table", name)), field="table"),
+        "" if is_machine else check_name(str(data.get("table", name)), field="table"),
         None if ttl is None else parse_ttl_ms(ttl),
         policy,
         frozenset(limits),
         puts=puts,
         writes=writes,
+        group=check_name(str(data.get("group", name)), field="group") if is_machine else "",
+        layout=_layout(data.get("layout", 1)),
     )
 
 
@@ -119,6 +137,12 @@ def read_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise BadInput(f"cannot read udf.toml: {error.strerror}", field="directory") from None
     return parse_manifest(text)
+
+
+def _layout(value: Any) -> int:
+    if type(value) is not int or not 1 <= value < 1 << 31:
+        raise BadInput("is no whole number from 1 on", field="layout", fix="as in layout = 1")
+    return value
 
 
 def _merges(value: Any) -> tuple[MergeType, ...]:

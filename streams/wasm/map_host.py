@@ -7,6 +7,7 @@ which event that is does not depend on where batches were cut. ABI: wasm_udfs/AB
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from streams.wasm.abi import check_map_module
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT, Array, Batch, Buffer
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
-from streams.wasm.fold_host import Cancelled, Reject, RejectKind
+from streams.wasm.fold_host import Allowance, Cancelled, Records, Reject, RejectKind
 from streams.wasm.fold_instance import OUTPUT_VALUE_BYTES_MAX, REASON_MAX
 from streams.wasm.guest import AnyGuest, open_guest
 from streams.wasm.meter import UdfMeter
@@ -59,6 +60,8 @@ class MapHost:
     _metered: bool = False
     _cancelled: threading.Event = field(default_factory=threading.Event)
     isolating: bool = False
+    stopped: int | None = None
+    """The index of the first event that the last `map` did not come to; None: it came to all."""
 
     def cancel(self) -> None:
         """Make a `map` that looks for culprits end soon with Cancelled. From any thread; for good."""
@@ -77,9 +80,15 @@ class MapHost:
         """Linear memory of the instance, 0 without one."""
         return self._guest.memory_bytes if self._guest is not None else 0
 
-    def map(self, given: Buffer | Batch) -> tuple[list[Emitted], list[Reject]]:
-        """What a batch becomes, in the order of its events, and the events that it refused or that stopped it."""
+    def map(self, given: Buffer | Batch, allowance: Allowance | None = None) -> tuple[list[Emitted], list[Reject]]:
+        """What a batch becomes, in the order of its events, and the events that it refused or that stopped it.
+
+        `allowance`: how far it may go with those that stop it; then it ends where a record begins (`stopped`), and the
+        caller offers the rest again.
+        """
         batch = given if isinstance(given, Batch) else Batch.parse(given)
+        allowed, cuts = allowance or Allowance(), Records(batch)
+        until_s, left, self.stopped = time.monotonic() + allowed.seconds, allowed.traps, None
         emitted: list[Emitted] = []
         rejects: list[Reject] = []
         work: list[Array] = [np.arange(batch.n)] if batch.n else []
@@ -89,6 +98,14 @@ class MapHost:
             if fresh and self._cancelled.is_set():
                 raise Cancelled("the search for what stops the module was cancelled")
             chosen = work.pop()
+            first = int(chosen[0])
+            if fresh and first and (left <= 0 or time.monotonic() > until_s):
+                if cuts.begins(first):
+                    self.stopped = first
+                    break
+                if (ends := cuts.end_of(first)) <= int(chosen[-1]):  # to the end of this record, and no further
+                    work.append(chosen[ends - first :])
+                    chosen = chosen[: ends - first]
             try:
                 found, refused = self._attempt(batch if len(chosen) == batch.n else batch.select(chosen), fresh)
             except UdfTrap as trap:
@@ -99,6 +116,7 @@ class MapHost:
                     work += [chosen[half:], chosen[:half]]
                 elif fresh:
                     self.meter.trapped(trap.kind.value)
+                    left -= 1
                     rejects.append(Reject(int(chosen[0]), f"trap: {trap.detail}", RejectKind.TRAP))
                 else:
                     work.append(chosen)

@@ -29,6 +29,10 @@ from tests.integration.functions_system import (
     functions_are_refused_by_their_field,
     functions_outlive_their_edge,
 )
+from tests.integration.machines_system import (
+    a_machines_next_version_swaps_at_one_offset,
+    machines_execute_one_log_everywhere,
+)
 from tests.support.polling import eventually
 from tests.support.small_system import ROOT, SmallSystem
 from tests.support.whole_system import FAR, HOME, PACE_S, WholeSystem, read_log
@@ -370,6 +374,11 @@ async def test_functions_in_both_regions(system: WholeSystem, tmp_path: Path) ->
     await functions_are_refused_by_their_field(system)
     await functions_outlive_their_edge(system)
     assert not [name for name in processes(system) if "handle_request" in name], "a function needs no worker"
+
+
+async def test_machines_in_both_regions(system: WholeSystem, tmp_path: Path) -> None:
+    await machines_execute_one_log_everywhere(system, tmp_path)
+    await a_machines_next_version_swaps_at_one_offset(system, tmp_path)
 
 
 async def test_removal_stops_it_and_down_and_up_keep_the_rest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from streams.wasm.caps import CAPS, DEFAULT_CAPS, capped, caps_from_env
 from streams.wasm.engine import Limits
 from streams.wasm.manifest import parse_manifest
 from streams.wasm.quarantine import OnTrap, TrapPolicy, TrapWindow
+from tests.support.functions import HANDLE_REQUEST
 
 MANIFEST = """
 name = "bigs"
@@ -156,3 +158,18 @@ def test_flags_reach_the_processes_that_are_started(monkeypatch: pytest.MonkeyPa
     bad = runner.invoke(app, ["--udf-stack-max-bytes", "12"])
     assert bad.exit_code != 0 and isinstance(bad.exception, BadInput) and bad.exception.field == "--udf-stack-max-bytes"
     assert all(cap.flag in runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).output for cap in CAPS)
+
+
+def test_the_operators_caps_bind_functions_too() -> None:
+    text = (HANDLE_REQUEST / "udf.toml").read_text()
+    asked = admit_manifest(text, DeployCaps()).limits
+    for name in ("memory_bytes", "deadline_s", "output_bytes"):
+        most = getattr(asked, name)
+        assert admit_manifest(text, DeployCaps(limits=replace(DEFAULT_CAPS, **{name: most}))).limits == asked
+        less = DeployCaps(limits=replace(DEFAULT_CAPS, **{name: most / 2 if name == "deadline_s" else most - 1}))
+        with pytest.raises(BadInput, match="over the operator's") as refused:
+            admit_manifest(text, less)
+        assert refused.value.field == f"limits.{name}"
+    with pytest.raises(BadInput) as refused:
+        admit_manifest(f"{text}\nfuel = 1000\n", DeployCaps(limits=replace(DEFAULT_CAPS, fuel=999)))
+    assert refused.value.field == "limits.fuel"

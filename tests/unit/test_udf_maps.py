@@ -16,6 +16,7 @@ from streams.definitions.chains import check_loops, put_rules
 from streams.model.errors import BadInput, Conflict
 from streams.model.keyspace import Keyspace
 from streams.processing.catalog import keyspace_rules
+from streams.processing.containment import Containment
 from streams.processing.map_ports import MapFold, Puts
 from streams.processing.ports import Decoded
 from streams.processing.udf_ports import DecoderPool
@@ -24,9 +25,11 @@ from streams.wasm import build as build_room
 from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
 from streams.wasm.batch import Event, build
 from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.fold_host import Allowance
 from streams.wasm.manifest import Manifest
 from streams.wasm.map_host import MapHost
 from streams.wasm.packing import packed, unpacked
+from streams.wasm.quarantine import OnTrap, TrapPolicy
 from streams.wasm.vectors import run_vectors
 
 MAPPER = Path(__file__).parent / "hostile_udfs" / "mapper.c"
@@ -51,11 +54,11 @@ def event(key: str, i: int, op: int = 0, ttl_ms: int | None = None) -> Event:
     return Event(1_000 + i, (1_000 + i) << 16 | 7, expires_ms, 0, op, f"kv:{key}".encode(), value, offset=500 + i)
 
 
-def fold_of(wasm: bytes, cache: ModuleCache, kind: str = "flat_map") -> MapFold:
+def fold_of(wasm: bytes, cache: ModuleCache, kind: str = "flat_map", contained: Containment | None = None) -> MapFold:
     known = Keyspaces()
     rules = put_rules(admit_manifest(GOOD.format(kind), DeployCaps()), known.all, known.puts)
     puts = Puts(rules, lambda each: keyspace_rules(each, known.puts(each.name)).config, DecoderPool(cache), "us-east")
-    return MapFold(MapHost(wasm, cache, kind, 1, LIMITS), puts, "events.kv/1")
+    return MapFold(MapHost(wasm, cache, kind, 1, LIMITS), puts, "events.kv/1", contained)
 
 
 def decoded(events: list[Event]) -> Decoded:
@@ -107,6 +110,44 @@ def test_the_culprit_alone_is_refused_and_leaves_no_put(
         assert says in refused[0].reason, refused[0].reason
         assert [each.key for each in fold.take_outputs()] == expected
         fold.close()
+
+
+@pytest.mark.parametrize("policy", list(OnTrap))
+def test_a_search_for_many_culprits_stops_and_goes_on_where_it_was(
+    mapper: bytes, cache: ModuleCache, policy: OnTrap
+) -> None:
+    bad = set(range(3, 40, 4))
+    events = [event("trap" if i in bad else f"{i}", i) for i in range(40)]
+    now_s, at, traps, found = 0.0, 0, [], []
+    contained = Containment(LIMITS, TrapPolicy(policy, 3, 10.0), lambda: now_s)
+    fold = fold_of(mapper, cache, contained=contained)
+    for _ in range(40):
+        if at == len(events):
+            break
+        refused = fold.fold(decoded(events[at:]), lambda keys: [])
+        assert len(refused) <= 3
+        traps += [each.offset for each in refused]
+        found += [each.key for each in fold.take_outputs()]
+        stopped = fold.stopped
+        if stopped is not None:
+            assert stopped.events > 0 and stopped.next == 500 + at + stopped.events
+        at = len(events) if stopped is None else stopped.next - 500
+        now_s += 20.0
+        if contained.paused:
+            contained.resume()
+    assert traps == [500 + i for i in sorted(bad)]
+    assert found == [f"score:{i}".encode() for i in range(40) if i not in bad]
+    fold.close()
+
+
+def test_a_search_ends_after_its_seconds(mapper: bytes, cache: ModuleCache) -> None:
+    host = MapHost(mapper, cache, "flat_map", 1, LIMITS)
+    batch = build([event("trap" if i > 5 else f"{i}", i) for i in range(20)])
+    emitted, rejects = host.map(batch.raw, Allowance(seconds=0.0))
+    assert host.stopped is not None and 0 < host.stopped < 20 and len(rejects) <= 1
+    assert all(each.event < host.stopped for each in emitted)
+    assert len(host.map(batch.raw)[1]) == 14 and host.stopped is None
+    host.close()
 
 
 @pytest.mark.parametrize("kind", ["map", "filter"])
