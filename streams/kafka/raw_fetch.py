@@ -22,6 +22,8 @@ from streams.kafka.errors import mapped
 from streams.kafka.run import HEADER_BYTES, TP, Run, committed_batches
 
 _PREFIX_BYTES = 12
+_YIELD_BYTES = 128 << 10
+"""Runs are taken together up to this size: whenever the loop turns, aiokafka looks at every partition anew."""
 
 
 def _private_copy(name: str) -> ModuleType:
@@ -121,17 +123,19 @@ class RawFetcher(_fetcher.Fetcher):  # type: ignore[misc, name-defined]
         return super()._get_actions_per_node(_Positioned(assignment))
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
-        """One fetch, not sooner than `pace_s` after the broker's last answer.
+        """One fetch, not sooner than `pace_s` after the broker's last answer that held anything.
 
         After a pause the fetch already waits at the broker, so an event that comes alone is not held up; events in
-        close succession share fetches, folds and commits instead of each paying for its own.
+        close succession share fetches, folds and commits instead of each paying for its own. Nothing is in close
+        succession to an empty answer: the next fetch follows at once.
         """
         answered_s = self.__dict__.setdefault("_answered_s", {})
         wait_s = answered_s.get(node_id, 0.0) + self.pace_s - time.monotonic()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         found = await super()._proc_fetch_request(assignment, node_id, request)
-        answered_s[node_id] = time.monotonic()
+        if found:
+            answered_s[node_id] = time.monotonic()
         return bool(found)
 
 
@@ -253,7 +257,7 @@ class RawConsumer:
         """
         fetcher = self._consumer._fetcher
         runs: list[Run] = []
-        size = 0
+        size, yield_at = 0, _YIELD_BYTES
         try:
             while max_bytes is None or size < max_bytes:
                 got = await fetcher.fetched_records((), timeout=0 if runs else timeout_s, max_records=1)
@@ -262,7 +266,9 @@ class RawConsumer:
                 for found in got.values():
                     runs.extend(found)
                     size += sum(run.size_bytes for run in found)
-                await asyncio.sleep(0)  # many partitions at hand must not hold up the loop's other work
+                if size >= yield_at:  # much at hand must not hold up the loop's other work
+                    yield_at = size + _YIELD_BYTES
+                    await asyncio.sleep(0)
         except Exception as error:
             raise mapped(error, "fetching") from error
         return runs

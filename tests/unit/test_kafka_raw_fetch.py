@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 
@@ -47,3 +48,21 @@ def test_no_position_is_taken_from_the_group() -> None:
     assert settings["auto_offset_reset"] == "none"
     assert settings["enable_auto_commit"] is False
     assert settings["isolation_level"] == "read_committed"
+
+
+async def test_only_an_answer_that_held_something_delays_the_next_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, True, False])
+
+    async def answered(*_: object) -> bool:
+        return next(answers)
+
+    monkeypatch.setattr(raw_fetch._fetcher.Fetcher, "_proc_fetch_request", answered)
+    fetcher = raw_fetch.RawFetcher.__new__(raw_fetch.RawFetcher)
+    fetcher.pace_s = 60.0
+    async with asyncio.timeout(10):
+        assert not await fetcher._proc_fetch_request(None, 1, None)
+        assert await fetcher._proc_fetch_request(None, 1, None)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await fetcher._proc_fetch_request(None, 1, None)
+    assert next(answers) is False, "the third fetch was sent at once"
