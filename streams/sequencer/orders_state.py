@@ -47,6 +47,8 @@ FEED_MS = 86_400_000
 """How long changes of levels are kept: a feed resumes from within it."""
 SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 8_000
 """A walk takes twice as many rows of a kind as have come: with fewer it would never come round."""
+VIEWS_MAX, VIEW_LEVELS_MAX = 256, 100
+"""Books kept as they were read last, and the deepest that are kept: some megabytes at most."""
 _DEPTH, _MATCH = 1, 2
 _SYMBOL_KIND = SYMBOL_PREFIX[1]
 
@@ -81,6 +83,7 @@ class OrdersStore(LogStore):
     ) -> None:
         super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
+        self._views: dict[tuple[str, int], BookView] = {}
         self._load()
         self._machine.restore()
 
@@ -110,6 +113,7 @@ class OrdersStore(LogStore):
         self.store.set_meta(_FLOOR, "0")
         self.store.set_meta(_BORN, "0")
         self._machine.forget()
+        self._views.clear()
         self._load()
 
     def apply(self, commands: Sequence[LogCommand], following: int) -> OrdersStep:
@@ -118,6 +122,8 @@ class OrdersStore(LogStore):
         Conflict when they do not go on where the state stands. UdfTrap: nothing was applied.
         """
         self.check_follows(commands)
+        if commands:
+            self._views.clear()
         done = self._machine.apply(commands, self.store.multi_get)
         swept = self._sweep(len(done.rows)) if done.rows else []
         try:
@@ -160,8 +166,13 @@ class OrdersStore(LogStore):
         return self.store.get(ACCOUNT_PREFIX + identity.encode())
 
     def depth(self, symbol: str, most: int) -> BookView | None:
-        """The best levels of a book."""
-        return decode_book(_DEPTH, self._machine.query(question(_DEPTH, symbol, most)))
+        """The best levels of a book. Not to be changed: until the next command whoever asks gets the same."""
+        view = self._views.get((symbol, most))
+        if view is None:
+            view = decode_book(_DEPTH, self._machine.query(question(_DEPTH, symbol, most)))
+            if view is not None and most <= VIEW_LEVELS_MAX and len(self._views) < VIEWS_MAX:
+                self._views[symbol, most] = view
+        return view
 
     def match(self, symbol: str, most: int) -> BookView | None:
         """The trades that executing a call book would make now."""
