@@ -35,9 +35,10 @@ class OrderLoad:
         *,
         clients: int = 4,
         pause_s: float = 0.02,
+        replays: bool = True,
         connect_to: Connect = connect,
     ) -> None:
-        self._urls, self._recorder, self._seed = list(urls), recorder, seed
+        self._urls, self._recorder, self._seed, self.replays = list(urls), recorder, seed, replays
         self._clients, self.pause_s, self._connect = clients, pause_s, connect_to
         self.tally = Tally()
         self.symbols = [f"H{seed:08X}{number}" for number in range(SYMBOLS)]
@@ -157,7 +158,7 @@ class _Trader:
                 continue
             operation.ok(told)
             self._count(kind)
-            if kind == "place" and self._rng.random() < 0.1:
+            if self._load.replays and kind == "place" and self._rng.random() < 0.1:
                 await self._hears_the_same(send, name, told)
             return
         if not unknown:

@@ -21,7 +21,9 @@ async def trade(tmp_path: Path, client: type[AsyncClient] | None, count: int) ->
         running_gateway(tmp_path / "gateway", orders=True) as edge,
         recorded(
             history,
-            lambda recorder: OrderLoad([edge.url], recorder, seed, pause_s=0.001, connect_to=client or connect),
+            lambda recorder: OrderLoad(
+                [edge.url], recorder, seed, pause_s=0.001, replays=client is None, connect_to=client or connect
+            ),
         ) as load,
     ):
         await load.more(count)
