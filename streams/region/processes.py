@@ -24,9 +24,6 @@ from filelock import Timeout as LockTimeout
 from streams.model.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
-FOLLOWER_NICE = 3
-"""Half the share of those that answer clients, when all want to run. More (5, 10) made puts faster still, but beside
-another program that takes all cores the tables then fell seconds behind."""
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -74,42 +71,10 @@ def die_with_parent() -> Callable[[], None] | None:
     return in_child
 
 
-def let_others_first() -> None:
-    """This process follows: on a busy machine those that answer clients run before it. No privilege is needed.
-
-    Three settings, since Linux has three: nice counts within a group of tasks; where every session is a group of its
-    own (autogroup, the default of most kernels), only the group's nice counts between processes; and a batch task that
-    wakes does not interrupt one that runs. What the kernel does not have is left out. Threads inherit all of it.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + FOLLOWER_NICE)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(FOLLOWER_NICE))
-
-
 async def start_child(
-    command: Sequence[str],
-    log_file: Path,
-    env: Mapping[str, str],
-    *,
-    stdin: int = subprocess.DEVNULL,
-    follows: bool = False,
+    command: Sequence[str], log_file: Path, env: Mapping[str, str], *, stdin: int = subprocess.DEVNULL
 ) -> asyncio.subprocess.Process:
-    """`spawn` for an event loop: `env` is added to this process's; `stdin` is as `subprocess` means it.
-
-    `follows`: the child lets others go first, as `let_others_first` says.
-    """
-    die = die_with_parent()
-
-    def in_child() -> None:
-        if die is not None:
-            die()
-        if follows:
-            let_others_first()
-
+    """`spawn` for an event loop: `env` is added to this process's; `stdin` is as `subprocess` means it."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         return await asyncio.create_subprocess_exec(
@@ -119,7 +84,7 @@ async def start_child(
             stderr=subprocess.STDOUT,
             env={**os.environ, **env},
             start_new_session=True,
-            preexec_fn=in_child,
+            preexec_fn=die_with_parent(),
         )
 
 

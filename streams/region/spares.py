@@ -65,4 +65,4 @@ class Spares:
         self._idle.clear()
 
     async def _start(self) -> Process:
-        return await start_child(self._command, self._log_file, self._env, stdin=subprocess.PIPE, follows=True)
+        return await start_child(self._command, self._log_file, self._env, stdin=subprocess.PIPE)

@@ -50,8 +50,7 @@ class ProcessSpec:
     polled in a thread and must return soon. `phase`: lower ones are ready first and stop last. `early`: it waits by
     itself for what it needs, so it is started with the first phase and loads its code meanwhile. A line of the log
     holding one of `fatal_lines` means that the process is useless though alive, and is restarted. `warm` may give a
-    process that runs already, in a session of its own, and has become this one; else `command` is started. `follows`:
-    no client waits for it, so on a busy machine others go first.
+    process that runs already, in a session of its own, and has become this one; else `command` is started.
     """
 
     name: str
@@ -66,7 +65,6 @@ class ProcessSpec:
     stop_timeout_s: float = 10.0
     fatal_lines: tuple[str, ...] = ()
     warm: Callable[[], Awaitable[asyncio.subprocess.Process | None]] | None = None
-    follows: bool = False
     policy: RestartPolicy = RestartPolicy()
 
 
@@ -142,7 +140,7 @@ class ManagedProcess:
         try:
             warm = None if spec.warm is None else await spec.warm()
             command = await asyncio.to_thread(spec.command)
-            self._process = process = warm or await start_child(command, spec.log_file, spec.env, follows=spec.follows)
+            self._process = process = warm or await start_child(command, spec.log_file, spec.env)
         except (StreamsError, OSError) as error:
             self.failure = error if isinstance(error, StreamsError) else StreamsError(f"{spec.name}: {error}")
             return

@@ -170,7 +170,6 @@ def _mirror_spec(options: UpOptions, topology: Topology, mirrored: MirroredEvent
         ready_timeout_s=120.0,
         stop_timeout_s=2.0,  # exactly once, so killing it loses nothing; its own goodbye takes several seconds
         fatal_lines=mirror_maker.FATAL_LINES,
-        follows=True,
     )
 
 
@@ -199,7 +198,6 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
         early=options.prepare is None,
         env=process_env(),
         ready_timeout_s=options.ready_timeout_s,
-        follows=process != "gateway",
     )
 
 
