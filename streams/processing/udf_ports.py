@@ -23,6 +23,7 @@ from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
 from streams.wasm.fold_host import FoldHost, FoldOptions, Reject, RejectKind, Stopped
+from streams.wasm.limits import Limits
 from streams.wasm.manifest import Manifest
 from streams.wasm.meter import UdfMeter
 
@@ -197,15 +198,19 @@ def builtin_fold(table: FoldTable, modules: ModuleCache, meter: UdfMeter | None 
     """
     name, manifest = builtin_of(table)
     check_manifest(table, manifest)
-    options = FoldOptions(
-        manifest.limits,
+    return FoldHost(builtin_module(name), modules, _fold_options(table, manifest.limits, meter))
+
+
+def _fold_options(table: FoldTable, limits: Limits, meter: UdfMeter | None) -> FoldOptions:
+    """What every fold of a worker runs under. The outputs are the table's: `check_manifest` compares them."""
+    return FoldOptions(
+        limits,
         FOLD_CACHE_BYTES,
         FOLD_HELD_BYTES,
         merge=int(table.merge),
-        outputs=len(manifest.outputs),
+        outputs=len(table.outputs),
         meter=meter or UdfMeter(),
     )
-    return FoldHost(builtin_module(name), modules, options)
 
 
 def builtin_of(table: FoldTable) -> tuple[str, Manifest]:
@@ -225,15 +230,7 @@ def deployed_fold(
     table: FoldTable, module: DeployedModule, modules: ModuleCache, meter: UdfMeter | None = None
 ) -> FoldHost:
     """The fold of one partition of a deployed UDF's table. BadInput when the module is none of the ABI."""
-    options = FoldOptions(
-        module.limits,
-        FOLD_CACHE_BYTES,
-        FOLD_HELD_BYTES,
-        merge=int(table.merge),
-        outputs=len(table.outputs),
-        meter=meter or UdfMeter(),
-    )
-    return FoldHost(module.wasm, modules, options)
+    return FoldHost(module.wasm, modules, _fold_options(table, module.limits, meter))
 
 
 def check_manifest(table: FoldTable, manifest: Manifest) -> None:

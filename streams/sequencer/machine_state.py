@@ -146,6 +146,7 @@ class _Note:
         return self.result is not None and now_ms - self.result.time_ms <= SPENT_MS
 
     def encode(self) -> bytes:
+        """The row that keeps it: a line of JSON, then the result's body."""
         assert self.result is not None
         found = self.result
         head = [int(found.code), found.offset, found.time_ms, found.version, self.fingerprint.hex()]
@@ -153,6 +154,7 @@ class _Note:
 
     @classmethod
     def decode(cls, row: bytes | None) -> _Note:
+        """What a row keeps; a note of nothing without one."""
         if row is None:
             return cls(None)
         head, _, body = row.partition(b"\n")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from streams.client import AsyncClient, connect
 from streams.model.errors import Conflict, NotFound, Timeout, Unavailable
 from streams.verify.recorder import HistoryRecorder, RecordingClient
-from tests.support.polling import eventually
-from tests.support.strong_load import AGAIN_S, RESOLVE_S, Connect, Tally, WrongAnswer, sent_nothing
+from tests.support.strong_load import AGAIN_S, RESOLVE_S, ClientLoad, Connect, WrongAnswer, sent_nothing
 
 SYMBOLS, DEPTH = 4, 100
 Answer = dict[str, Any]
 Send = Callable[[AsyncClient, str], Awaitable[Answer]]
 
 
-class OrderLoad:
+class OrderLoad(ClientLoad):
     """`clients` traders place, cancel, replace and look at a few books at `urls` until told to stop.
 
     A command without an answer is sent again under its idempotency key, at the other gateways too, or resolved, or left
@@ -38,49 +36,23 @@ class OrderLoad:
         replays: bool = True,
         connect_to: Connect = connect,
     ) -> None:
-        self._urls, self._recorder, self._seed, self.replays = list(urls), recorder, seed, replays
-        self._clients, self.pause_s, self._connect = clients, pause_s, connect_to
-        self.tally = Tally()
+        super().__init__(urls, clients, connect_to)
+        self._recorder, self._seed, self._pause_s, self.replays = recorder, seed, pause_s, replays
         self.symbols = [f"H{seed:08X}{number}" for number in range(SYMBOLS)]
         self.placed: dict[str, list[str]] = {symbol: [] for symbol in self.symbols}
-        self._stop = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> OrderLoad:
+    async def __aenter__(self) -> Self:
         async with self._connect(self._urls[0]) as edge:
             for symbol in self.symbols:
                 await edge.put_symbol(symbol, tick="0.01", lot="1")
-        self._tasks = [asyncio.create_task(self._run(number)) for number in range(self._clients)]
-        return self
+        return await super().__aenter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
-        if kind is not None:
-            for task in self._tasks:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=kind is not None)
-
-    async def more(self, count: int, timeout_s: float = 180.0) -> None:
-        """Wait until so many more operations have been answered; a trader's own failure at once."""
-        target = self.tally.answered + count
-
-        def done() -> bool:
-            for task in self._tasks:
-                if task.done():
-                    task.result()
-            return self.tally.answered >= target
-
-        await eventually(done, timeout_s, every_s=0.01)
-
-    async def _run(self, number: int) -> None:
-        rng, first = random.Random(f"{self._seed}/orders/{number}"), number % len(self._urls)
-        async with contextlib.AsyncExitStack() as stack:
-            order = self._urls[first:] + self._urls[:first]
-            edges = [await stack.enter_async_context(self._connect(url)) for url in order]
-            one = _Trader(self, rng, self._recorder.client(), edges, f"{self._seed}-o{number}")
-            while not self._stop.is_set():
-                await one.step()
-                await asyncio.sleep(rng.uniform(0, 2 * self.pause_s))
+    async def _run(self, number: int, edges: list[AsyncClient], where: str) -> None:
+        rng = random.Random(f"{self._seed}/orders/{number}")
+        one = _Trader(self, rng, self._recorder.client(), edges, f"{self._seed}-o{number}")
+        while not self._stop.is_set():
+            await one.step()
+            await asyncio.sleep(rng.uniform(0, 2 * self._pause_s))
 
 
 class _Trader:

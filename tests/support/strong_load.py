@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from streams.client import AsyncClient, connect
 from streams.client.types import Outcome
@@ -53,7 +53,51 @@ class _Write:
     key: str | None
 
 
-class StrongLoad:
+class ClientLoad:
+    """Logical processes that work at `urls` until the context ends; each failure of one is the context's own."""
+
+    def __init__(self, urls: Sequence[str], clients: int, connect_to: Connect) -> None:
+        self._urls, self._clients, self._connect = list(urls), clients, connect_to
+        self.tally = Tally()
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        if kind is not None:
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=kind is not None)
+
+    async def more(self, count: int, timeout_s: float = 180.0) -> None:
+        """Wait until so many more operations have been answered; a client's own failure at once."""
+        target = self.tally.answered + count
+
+        def done() -> bool:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            return self.tally.answered >= target
+
+        await eventually(done, timeout_s, every_s=0.01)
+
+    async def _client(self, number: int) -> None:
+        first = number % len(self._urls)
+        async with contextlib.AsyncExitStack() as stack:
+            order = self._urls[first:] + self._urls[:first]
+            edges = [await stack.enter_async_context(self._connect(url)) for url in order]
+            await self._run(number, edges, "here" if first == 0 else "there")
+
+    async def _run(self, number: int, edges: list[AsyncClient], where: str) -> None:
+        """One logical process, whose own gateway is the first of `edges`."""
+        raise NotImplementedError
+
+
+class StrongLoad(ClientLoad):
     """`clients` logical processes put, compare-and-set, delete, transact and read at `urls` until told to stop.
 
     A write without an answer is sent again under its idempotency key, at the other gateways too, or resolved, or left
@@ -72,53 +116,18 @@ class StrongLoad:
         replays: bool = True,
         connect_to: Connect = connect,
     ) -> None:
-        self._urls, self._recorder, self._seed = list(urls), recorder, seed
-        self._clients, self._pause_s, self._connect = clients, pause_s, connect_to
+        super().__init__(urls, clients, connect_to)
+        self._recorder, self._seed, self._pause_s = recorder, seed, pause_s
         self.replays = replays
-        self.tally = Tally()
         self.generation = 0
         self._versions: dict[str, int] = {}
-        self._stop = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> StrongLoad:
-        self._tasks = [asyncio.create_task(self._run(number)) for number in range(self._clients)]
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
-        if kind is not None:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        else:
-            await asyncio.gather(*self._tasks)
-
-    async def more(self, count: int, timeout_s: float = 180.0) -> None:
-        """Wait until so many more operations have been answered; the clients' own failure at once."""
-        target = self.tally.answered + count
-
-        def done() -> bool:
-            for task in self._tasks:
-                if task.done():
-                    task.result()
-            return self.tally.answered >= target
-
-        await eventually(done, timeout_s, every_s=0.01)
-
-    # ---- one client
-
-    async def _run(self, number: int) -> None:
+    async def _run(self, number: int, edges: list[AsyncClient], where: str) -> None:
         rng = random.Random(f"{self._seed}/{number}")
-        client = self._recorder.client()
-        first = number % len(self._urls)
-        async with contextlib.AsyncExitStack() as stack:
-            order = self._urls[first:] + self._urls[:first]
-            edges = [await stack.enter_async_context(self._connect(url)) for url in order]
-            one = _Client(self, rng, client, edges, f"{self._seed}-{number}", "here" if first == 0 else "there")
-            while not self._stop.is_set():
-                await one.step()
-                await asyncio.sleep(rng.uniform(0, 2 * self._pause_s))
+        one = _Client(self, rng, self._recorder.client(), edges, f"{self._seed}-{number}", where)
+        while not self._stop.is_set():
+            await one.step()
+            await asyncio.sleep(rng.uniform(0, 2 * self._pause_s))
 
     @property
     def pace_s(self) -> float:
