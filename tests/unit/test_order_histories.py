@@ -27,6 +27,8 @@ async def trade(tmp_path: Path, client: type[AsyncClient] | None, count: int) ->
         ) as load,
     ):
         await load.more(count)
+        while client is None and not (load.tally.unknown and load.tally.replayed):  # few give up, and not at once
+            await load.more(50)
     return history, load.tally
 
 

@@ -167,8 +167,8 @@ async def test_a_region_that_stops_answering_is_skipped_until_it_is_back(edge: T
             now_ms = 2**52
             gateway.peers.hear(Announcement("gateway-eu-west", "eu-west", far.url, now_ms))
 
-            async def serves(region: str) -> bool:
-                status, body = await route(edge, "?lat=48.9&lon=2.4")
+            async def serves(region: str, query: str = "?lat=48.9&lon=2.4") -> bool:
+                status, body = await route(edge, query)
                 return status == 200 and body["region"] == region
 
             await eventually(lambda: serves("eu-west"), 10)
@@ -177,7 +177,9 @@ async def test_a_region_that_stops_answering_is_skipped_until_it_is_back(edge: T
             assert [each["region"] for each in body["fallbacks"]] == ["us-east"]  # type: ignore[attr-defined]
             assert 500 < float(str(body["distance_km"])) < 1200
             status, body = await route(edge, "?ip=203.0.113.7")
-            assert status == 200 and body["region"] == "us-east" and body["location"] is None
+            assert status == 200 and body["location"] is None
+            # By round trips alone the gateway itself is nearest, as soon as its own loop is not behind.
+            await eventually(lambda: serves("us-east", "?ip=203.0.113.7"), 10)
         await eventually(lambda: serves("us-east"), 10)
     finally:
         probing.cancel()
