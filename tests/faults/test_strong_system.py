@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -33,14 +33,9 @@ COUNTER, MIRROR = "strong:counter", "strong:copy"
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
-    """One system for the module."""
-    whole = WholeSystem(tmp_path_factory.mktemp("strong") / "data")
-    try:
-        whole.wait_ready()
-        yield whole
-    finally:
-        assert whole.stop() == 0
+def system(whole_system: WholeSystem) -> WholeSystem:
+    """The session's."""
+    return whole_system
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,9 @@ SERIES = ("machine_temperature_system_failure", "ec2_cpu_utilization_5f5533")
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
-    whole = WholeSystem(tmp_path_factory.mktemp("telemetry") / "data")
-    try:
-        whole.wait_ready()
-        yield whole
-    finally:
-        assert whole.stop() == 0, "\n".join(whole.lines)
+def system(whole_system: WholeSystem) -> WholeSystem:
+    """The session's."""
+    return whole_system
 
 
 def series_of(name: str) -> pd.DataFrame:

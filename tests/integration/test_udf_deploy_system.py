@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,9 @@ HOSTILE = Path(__file__).parents[1] / "unit" / "hostile_udfs" / "hostile.c"
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
-    """The system of this file."""
-    whole = WholeSystem(tmp_path_factory.mktemp("whole") / "data")
-    try:
-        whole.wait_ready()
-        yield whole
-    finally:
-        whole.stop()
+def system(whole_system: WholeSystem) -> WholeSystem:
+    """The session's."""
+    return whole_system
 
 
 @pytest.fixture
@@ -127,18 +122,27 @@ async def put_in_both(system: WholeSystem, seeded: random.Random, keys: list[str
     return +large
 
 
+async def large_deals(system: WholeSystem, place: Path) -> Path:
+    """A fold of a keyspace that only these tests write, which is known in both regions."""
+    async with system.sessions() as (home, far):
+        await home.put_keyspace("deal", merge="counter")
+        await eventually(lambda: _knows(far, {"deal"}), 30)
+    return directory(place, "bigs", {'["score"]': '["deal"]'})
+
+
 async def test_a_udf_deployed_by_the_cli_runs_in_both_regions_and_survives(
     system: WholeSystem, seeded: random.Random, tmp_path: Path
 ) -> None:
-    keys = [f"score:deploy-{n}" for n in range(6)]
+    bigs = await large_deals(system, tmp_path)
+    keys = [f"deal:{n}" for n in range(6)]
     truth = await put_in_both(system, seeded, keys, 40)  # what was there before the deploy counts too
     before = processes(system)
-    done = cli(system, "udf", "deploy", str(directory(tmp_path, "bigs")), "--wait", "50")
+    done = cli(system, "udf", "deploy", str(bigs), "--wait", "50")
     print(done.stdout, done.stderr)
     assert done.returncode == 0 and "bigs 1.0.0" in done.stdout
     async with system.sessions() as (home, far):
         await runs(far, "bigs", "1.0.0")
-        again = await home.deploy_globally(tmp_path / "bigs")
+        again = await home.deploy_globally(bigs)
         assert {each["state"] for each in again["regions"].values()} == {"active"}
     after = processes(system)
     for region in (HOME, FAR):
@@ -368,8 +372,9 @@ async def test_a_trap_costs_its_own_event_and_nobody_else(system: WholeSystem, t
 
 
 async def test_functions_in_both_regions(system: WholeSystem, tmp_path: Path) -> None:
+    bigs = await large_deals(system, tmp_path)
     async with system.sessions() as (home, _):
-        await home.deploy_globally(directory(tmp_path, "bigs"), wait_s=0)  # a fold, which cannot be invoked
+        await home.deploy_globally(bigs, wait_s=0)  # a fold, which cannot be invoked
     await functions_answer_at_the_nearest_edge(system)
     await functions_are_refused_by_their_field(system)
     await functions_outlive_their_edge(system)

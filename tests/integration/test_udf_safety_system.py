@@ -28,7 +28,7 @@ from streams.region import status
 from tests.integration.test_udf_deploy_system import directory
 from tests.support.polling import eventually
 from tests.support.small_system import ROOT, SmallSystem
-from tests.support.whole_system import read_log
+from tests.support.whole_system import PACE_S, read_log
 from tests.unit.test_udf_deploy import EXPORTS, TAKE, wat
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -146,6 +146,7 @@ async def test_a_hostile_udf_beside_a_good_one(system: OneRegion, tmp_path: Path
                         async with http.get(path) as answer:
                             assert answer.status in (200, 404), (path, await answer.text())
                         reads[0] += 1
+                    await asyncio.sleep(PACE_S)
 
         watching = asyncio.create_task(read())
         keys = [f"h:{n % 5}" for n in range(60)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from streams.client import AsyncClient, connect
@@ -32,6 +33,7 @@ HOME, FAR = REGION_NAMES
 PACE_S = 0.1  # between a writer's puts, and before a refused request is tried again
 WATCH_PACE_S = 0.005
 BATCH = 25
+DELETE_GRACE_S = 1.0  # of the shared system: deletes are forgotten this long after both regions have passed them
 
 
 class WholeSystem(SmallSystem):
@@ -160,6 +162,22 @@ class WholeSystem(SmallSystem):
             return super().stop()
         finally:
             self._links.close()
+
+
+@pytest.fixture(scope="session")
+def whole_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
+    """The session's whole system, for its start costs most of a minute of CPU. Name your own keys and UDFs.
+
+    The last test that uses it may stop it by `streams down`.
+    """
+    started_s = time.monotonic()
+    system = WholeSystem(tmp_path_factory.mktemp("whole") / "data", env={"STREAMS_DELETE_GRACE_S": f"{DELETE_GRACE_S}"})
+    try:
+        system.wait_ready()
+        print(f"the system was ready after {time.monotonic() - started_s:.1f} s")
+        yield system
+    finally:
+        assert system.stop() == 0, "\n".join(system.lines)
 
 
 @dataclass
