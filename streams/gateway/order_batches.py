@@ -160,17 +160,6 @@ def changed_json(
     return {"order": shown, "trades": trades, "offset": offset, "timestamp": time_ms}
 
 
-def _is_of(row: OrderRow, operation: Operation) -> bool:
-    """Whether an order's row is what the operation would have left, and not another order's, or of another change."""
-    if operation.op == CANCEL:
-        return row.status == "cancelled"
-    if operation.op != PLACE:
-        given = ((row.price, operation.price), (row.quantity, operation.quantity))
-        return all(each == NONE or shown == text_of(each.whole, each.digits) for shown, each in given)
-    asked = (operation.symbol.decode(), SIDES[operation.side], TYPES[operation.kind], operation.account.decode())
-    return (row.symbol, row.side, row.kind, row.account) == asked
-
-
 class BatchAnswer:
     """The answer to a batch as it grows."""
 
@@ -200,9 +189,9 @@ class BatchAnswer:
         return self._accepted
 
     def take(self, numbers: Sequence[int], parts: Sequence[bytes], result: OrdersResult) -> None:
-        """What a record did; one that is told again answers what its orders answered first."""
+        """What a record did, the first time too when it is told again."""
         self._offset = result.offset
-        if self._summary and len(result):
+        if self._summary:
             refused = result.refused()
             self._accepted += len(parts) - len(refused)
             for index in refused:
@@ -212,16 +201,12 @@ class BatchAnswer:
         made: dict[tuple[str, int], dict[str, list[Trade]]] = {}
         for index, (number, part) in enumerate(zip(numbers, parts, strict=True)):
             operation = decode_operation(part)
-            outcome = result.outcome(index) if len(result) else self._first(operation)
-            identity = operation.identity.decode()
-            if outcome is None:
-                self.refuse(number, Conflict("was not taken the first time", field="id"), identity)
-            elif outcome.why is not Why.GOOD:
-                self.refuse(number, refusal(outcome), identity)
-            else:
-                self._accepted += 1
-                if not self._summary:
-                    self._results.append(self._one(number, operation, outcome, result, made))
+            outcome = result.outcome(index)
+            if outcome.why is not Why.GOOD:
+                self.refuse(number, refusal(outcome), operation.identity.decode())
+                continue
+            self._accepted += 1
+            self._results.append(self._one(number, operation, outcome, result, made))
 
     def _one(
         self,
@@ -263,15 +248,6 @@ class BatchAnswer:
             told += 1
         found, made[where][taker] = left[:told], left[told:]
         return plain_trades(found)
-
-    def _first(self, operation: Operation) -> Outcome | None:
-        """What an operation of a record that is told again did, as far as its order's row shows it; None: nothing."""
-        row = self._store.order(operation.identity.decode())
-        if row is None or not _is_of(row, operation):
-            return None
-        first = operation.op == PLACE
-        status, filled = (row.first_status, row.first_filled) if first else (row.status, row.filled)
-        return Outcome(Why.GOOD, status, row.price, row.quantity, filled, row.offset, 0)
 
     def body(self) -> dict[str, object]:
         """The whole."""

@@ -145,7 +145,7 @@ class BookRoutes:
         asked = asked_of(call)
         result, _ = await execute_on(trading, asked, command(SYMBOL, asked.identity, [terms.encode()]))
         _settled(result)
-        return reply(terms.to_json() | {"offset": result.offset})
+        return reply(terms.to_json() | {"offset": result.offset}, headers=_told(result))
 
     async def get_symbol(self, call: Call) -> Reply:
         """Its terms."""
@@ -277,27 +277,27 @@ class BookRoutes:
         data = account_command(asked.identity, identity.encode(), balances)
         result, _ = await execute_on(trading, asked, data)
         _settled(result)
-        return reply(_account(trading, identity), headers=_told(result))
+        return reply(_account(identity, result.account, result.offset), headers=_told(result))
 
     async def get_account(self, call: Call) -> Reply:
         """Its balances, and how much of them is held for open orders."""
         trading = trading_of(self._gateway, call, "read")
         identity = name_of(call.tail(3).decode("utf-8", "replace"), "id")
         await fresh(trading, call)
-        return reply(_account(trading, identity))
+        row = trading.state.account(identity)
+        if row is None:
+            raise NotFound(f"there is no account {identity}", field="id", fix="make it: PUT /v1/accounts/{id}")
+        return reply(_account(identity, row, trading.state.next - 1))
 
 
-def _account(trading: Trading, identity: str) -> dict[str, object]:
-    row = trading.state.account(identity)
-    if row is None:
-        raise NotFound(f"there is no account {identity}", field="id", fix="make it: PUT /v1/accounts/{id}")
+def _account(identity: str, row: bytes, offset: int) -> dict[str, object]:
     found = account_row(row)
     parts = {
         "balances": {asset: text_of(each.total, MONEY_DIGITS) for asset, each in found.items()},
         "held": {asset: text_of(each.held, MONEY_DIGITS) for asset, each in found.items()},
         "available": {asset: text_of(each.total - each.held, MONEY_DIGITS) for asset, each in found.items()},
     }
-    return {"account": identity, **parts, "offset": trading.state.next - 1}
+    return {"account": identity, **parts, "offset": offset}
 
 
 def _entry(symbol: str, entry: FeedEntry) -> bytes:

@@ -270,7 +270,8 @@ class Outcome:
 class OrdersResult:
     """A command's result: `code` as strong writes', and one outcome for each operation.
 
-    A command of several operations that is told again has none: their orders' rows have what they answered first.
+    One that is told again has the outcomes of the first time; `resolve` hears of one at most. `account`: the row of
+    the account that was set, as that left it.
     """
 
     code: Code
@@ -278,6 +279,7 @@ class OrdersResult:
     offset: int
     time_ms: int
     outcomes: bytes
+    account: bytes = b""
 
     def outcome(self, index: int) -> Outcome:
         """One operation's."""
@@ -300,13 +302,14 @@ class OrdersResult:
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return 256 + len(self.outcomes)
+        return 256 + len(self.outcomes) + len(self.account)
 
 
 def decode_orders_result(data: bytes) -> OrdersResult:
     """The machine's answer to one command."""
-    code, again, _, _, offset, time_ms = _RESULT.unpack_from(data)
-    return OrdersResult(Code(code), bool(again), offset, time_ms, data[_RESULT.size :])
+    code, again, _, count, offset, time_ms = _RESULT.unpack_from(data)
+    end = _RESULT.size + count * _OUTCOME.size
+    return OrdersResult(Code(code), bool(again), offset, time_ms, data[_RESULT.size : end], data[end:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from streams.sequencer.order_commands import (
     SIDES,
     SYMBOL,
     TYPES,
+    Balance,
     Deal,
     Operation,
     OrdersResult,
@@ -60,6 +61,8 @@ class Log:
     expected: list[list[Answer] | None] = field(default_factory=list)
     model: TradingModel = field(default_factory=TradingModel)
     orders: int = 0
+    told: dict[int, int] = field(default_factory=dict)
+    """Which steps are told again, and which they tell."""
 
 
 def unit(rng: random.Random, step: str, most: int, wrong: float = 0.03) -> str:
@@ -168,9 +171,19 @@ class Maker:
     def fixed(asked: dict[str, Any], name: str) -> Any:
         return parse_decimal(asked[name], name) if name in asked else NONE
 
+    def told_before(self) -> int | None:
+        """A step of not long ago that is noted under its id."""
+        steps = self.log.steps
+        index = len(steps) - 1 - self.rng.choice((0, self.rng.randrange(80)))
+        noted = index >= 0 and self.log.expected[index] is not None and any(steps[index].value[8:24])
+        return self.log.told.get(index, index) if noted else None
+
     def step(self) -> None:
         rng, model = self.rng, self.log.model
         dice = rng.random()
+        if rng.random() < 0.1 and (known := self.told_before()) is not None:
+            self.log.told[len(self.log.steps)] = known
+            return self.add(self.log.steps[known].value, self.log.expected[known])
         if dice < 0.02:
             return self.add(barrier(), None)
         if dice < 0.03:
@@ -228,7 +241,10 @@ def check(log: Log, found: list[OrdersResult], store: OrdersStore, seed: int) ->
 
 
 def answers_are_the_models(log: Log, found: list[OrdersResult], seed: int) -> None:
-    for step, expected, got in zip(log.steps, log.expected, found, strict=True):
+    for index, (step, expected, got) in enumerate(zip(log.steps, log.expected, found, strict=True)):
+        first = found[log.told.get(index, index)]
+        assert got.again == (index in log.told), (seed, step.offset)
+        assert replace(got, again=False) == replace(first, again=False), (seed, step.offset)
         if expected is None:
             assert got.code in (Code.PASSED, Code.MALFORMED), (seed, step.offset)
             continue
@@ -362,6 +378,9 @@ def test_ids_answer_once_and_resolve_is_final(tmp_path: Path) -> None:
         made = Operation(PLACE, name, 0, 0, b"S", b"", one, parse_decimal(quantity, "quantity"))
         return command(ORDERS, command_id("", key), [made.encode()])
 
+    def account(key: bytes, units: int) -> bytes:
+        return account_command(command_id("", key), b"ann", [(b"USD", units)])
+
     apply(
         command(
             SYMBOL, command_id("", b"s"), [SymbolTerms("S", parse_decimal("1", ""), parse_decimal("1", "")).encode()]
@@ -371,6 +390,9 @@ def test_ids_answer_once_and_resolve_is_final(tmp_path: Path) -> None:
     again = apply(place(b"a", b"k1"))
     assert again.again and (again.code, again.offset, again.outcomes) == (first.code, first.offset, first.outcomes)
     assert apply(place(b"a", b"k1", "3")).code is Code.MISMATCH
+    before = account_row(apply(account(b"k5", 7)).account)
+    assert apply(account(b"k6", 9)).account != (again := apply(account(b"k5", 7))).account
+    assert again.again and account_row(again.account) == before == {"USD": Balance(7, 0)}
     other_key = apply(place(b"a", b"k2"))
     assert not other_key.again and other_key.outcome(0).offset == first.offset, "the same order under another key"
     assert apply(resolve(command_id("", b"k1"))).code is Code.APPLIED

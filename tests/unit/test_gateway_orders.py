@@ -334,6 +334,10 @@ async def test_a_batch_told_again_accepts_no_more_than_the_first_time(edge: Test
     first = await answer(await edge.http.post("/v1/orders:batch", json=batch, headers=key))
     assert [len(each["trades"]) for each in first["results"]] == [1, 0, 0], "each trade is told once"
     assert [each["line"] for each in first["rejected"]] == [3, 4]
+    await answer(await edge.http.post("/v1/orders/taken:replace", json={"price": "3"}))
+    await answer(await edge.http.delete("/v1/orders/taken"))
+    again = await edge.http.post("/v1/orders:batch", json=batch, headers=key)
+    assert await answer(again) == first, "also what was replaced, cancelled or refused, and has changed since"
     edge.orders.lose = True
     other = {**key, "Idempotency-Key": "lost"}
     batch = [order("t2", "buy", "1", "1"), order("taken", "sell", "90", "1"), {"op": "cancel", "id": "m"}]
@@ -365,6 +369,14 @@ async def test_an_unknown_outcome_is_resolved(edge: TestGateway) -> None:
     await problem_of(await edge.http.post("/v1/orders", json=asked | {"quantity": "9"}, headers=refused), 409, "id")
     resolved_too = await answer(await edge.http.post("/v1/commands/key-2:resolve"))
     assert (resolved_too["outcome"], resolved_too["result"]["reason"]) == ("failed", "other_content")
+    balances, paid = {"balances": {"USD": "10"}}, {"Idempotency-Key": "key-4"}
+    before = await answer(await edge.http.put("/v1/accounts/ann", json=balances, headers=paid))
+    await answer(await edge.http.put("/v1/accounts/ann", json={"balances": {"USD": "20", "AAPL": "1"}}))
+    assert await answer(await edge.http.put("/v1/accounts/ann", json=balances, headers=paid)) == before
+    changed = {"Idempotency-Key": "key-5"}
+    before = await answer(await edge.http.post("/v1/orders/u:replace", json={"price": "9"}, headers=changed))
+    await answer(await edge.http.post("/v1/orders/u:replace", json={"price": "8", "quantity": "2"}))
+    assert await answer(await edge.http.post("/v1/orders/u:replace", json={"price": "9"}, headers=changed)) == before
     cancelled = {"Idempotency-Key": "key-3"}
     first = await answer(await edge.http.delete("/v1/orders/u", headers=cancelled))
     assert await answer(await edge.http.delete("/v1/orders/u", headers=cancelled)) == first

@@ -14,9 +14,11 @@
  *   A decimal is whole * 10^-digits and ends in no zero after the point.
  * Result: u8 code, u8 1 if told again, u16 0, u32 n, u64 offset, i64 time; n times 40 bytes: u8 outcome, u8 status, u8 price digits,
  *   u8 quantity digits, u32 trades, u64 offset of the first execution, i64 price, i64 quantity, i64 filled. EXECUTE: `trades` is the
- *   index of the one that does not hold.
+ *   index of the one that does not hold. ACCOUNT, when it was set: its row as that left it follows.
  * Rows: 01 'm': time, commands, chain, next offset, arrivals (u64 each). 01 'n' id: note. 01 's' symbol. 01 'a' account. 01 'o' id: an
- *   open order; 01 'c' id: a closed one. 01 't' symbol 00 offset part (big endian): trades. 01 'd' symbol 00 offset: levels changed. */
+ *   open order; 01 'c' id: a closed one. A note is 80 bytes: 1, code, u16 1 if one outcome, u32 n of several, fingerprint, time, offset,
+ *   the one outcome; then an account's row as it was set, or n bytes and outcomes: of each operation 0 (placed: its order's row has the
+ *   first answer), an outcome that is a refusal and nothing else, or 255: its outcome is among those that follow. 01 't' symbol 00 offset part (big endian): trades. 01 'd' symbol 00 offset: levels changed. */
 #include "streams_machine.h"
 
 enum { ORDERS = 1, RESOLVE = 2, BARRIER = 3, SYMBOL = 4, ACCOUNT = 5, EXECUTE = 6 };
@@ -31,6 +33,7 @@ enum {
 };
 enum { HEAD = 40, OP = 24, NOTE = 80, META = 40, RESULT = 24, OUTCOME = 40, ORDER_HEAD = 84, HEIGHT = 12 };
 enum { PART_TRADES = 4096, TAKE_BYTES = 4 << 20, NAME_MAX = 64, ASSETS_MAX = 32, POSITIONS_MAX = 1024, DIGITS = 18 };
+enum { WHOLE = 255 }; /* of a note: the operation's outcome is in it */
 #define WHOLE_MAX 1000000000000000000ll
 #define TOTAL_MAX (1ll << 62)
 #define NOTIONAL_MAX ((money)1 << 100)
@@ -80,7 +83,7 @@ struct order {
 typedef struct position { struct position *next; money total, held; asset *asset; } position;
 struct account { uint32_t hash, open, assets; uint8_t id_len, dirty; position *first; uint8_t id[NAME_MAX]; };
 typedef struct { uint8_t *key, *row; uint32_t key_len, row_len; } made_row;
-typedef struct { uint8_t id[16]; const uint8_t *row; uint8_t *fresh; uint8_t used; } note;
+typedef struct { uint8_t id[16]; const uint8_t *row; uint32_t size, asked; uint8_t used; } note; /* asked: which of the batch's keys */
 
 static uint64_t log_ms, commands, chain, next_offset, arrivals, record_no, walk_no;
 static int64_t record_offset;
@@ -545,22 +548,27 @@ static void arrive(order *o, book *b) {
   else close_order(o, DEAD);
 }
 
+/* What placing an order answered first. */
+static void tell_first(const operation *p, const order *o, outcome *r) {
+  tell(r, o);
+  r->status = o->first_status;
+  r->filled = o->first_filled;
+  r->price = p->price; /* as asked for; a later replace does not change the first answer */
+  r->quantity = p->quantity;
+  r->price_digits = p->price_digits;
+  r->quantity_digits = p->quantity_digits;
+  int64_t same;
+  if (!scaled(p->quantity, p->quantity_digits, 1, o->quantity_digits, 1, &same)) r->quantity = same, r->quantity_digits = o->quantity_digits;
+  if (p->price > 0 && !scaled(p->price, p->price_digits, 1, o->price_digits, 1, &same)) r->price = same, r->price_digits = o->price_digits;
+  if (p->type == MARKET) r->price = 0, r->price_digits = o->price_digits;
+  r->offset = o->offset;
+}
+
 static uint32_t place(const operation *p, order *o, outcome *r) {
   uint64_t print = mix_bytes(mix_bytes(0, p->raw + 1, OP - 1), p->symbol, p->symbol_len + p->account_len);
   if (o->state && !(o->state != OPEN && o->closed_ms + SPENT_MS <= (int64_t)log_ms)) {
     if (o->print != print) return OTHER_CONTENT;
-    tell(r, o);
-    r->status = o->first_status;
-    r->filled = o->first_filled;
-    r->price = p->price; /* as asked for; a later replace does not change the first answer */
-    r->quantity = p->quantity;
-    r->price_digits = p->price_digits;
-    r->quantity_digits = p->quantity_digits;
-    int64_t same;
-    if (!scaled(p->quantity, p->quantity_digits, 1, o->quantity_digits, 1, &same)) r->quantity = same, r->quantity_digits = o->quantity_digits;
-    if (p->price > 0 && !scaled(p->price, p->price_digits, 1, o->price_digits, 1, &same)) r->price = same, r->price_digits = o->price_digits;
-    if (p->type == MARKET) r->price = 0, r->price_digits = o->price_digits;
-    r->offset = o->offset;
+    tell_first(p, o, r);
     return GOOD;
   }
   static book *last;
@@ -868,6 +876,27 @@ static uint32_t set_account(const uint8_t *c, outcome *r) {
 
 /* ---- rows ---- */
 
+static uint32_t account_size(const account *a) {
+  uint32_t size = 8;
+  for (position *p = a->first; p; p = p->next) size += 33 + p->asset->len;
+  return size;
+}
+
+static void write_account(const account *a, uint8_t *r) {
+  streams_put64(r, a->assets);
+  r += 8;
+  for (position *p = a->first; p; p = p->next) {
+    const asset *of = p->asset;
+    r[0] = of->len;
+    streams_copy(r + 1, of->name, of->len);
+    streams_put64(r + 1 + of->len, (uint64_t)p->total);
+    streams_put64(r + 9 + of->len, (uint64_t)((wide)p->total >> 64));
+    streams_put64(r + 17 + of->len, (uint64_t)p->held);
+    streams_put64(r + 25 + of->len, (uint64_t)((wide)p->held >> 64));
+    r += 33 + of->len;
+  }
+}
+
 static made_row *new_row(uint32_t key_len, uint32_t row_len) {
   uint8_t *both = streams_malloc(sizeof(made_row) + key_len + row_len);
   made_row *m = (made_row *)both;
@@ -953,6 +982,12 @@ static note *note_of(const uint8_t *id) {
   return &notes[at];
 }
 
+/* How long the note of a command may be: a RESOLVE needs no more than its head, whatever it resolves. */
+static uint32_t note_most(uint8_t kind, int64_t operations) {
+  if (kind == ACCOUNT) return NOTE + 8 + POSITIONS_MAX * (33 + NAME_MAX);
+  return kind == ORDERS && operations > 1 ? NOTE + (1 + OUTCOME) * (uint32_t)operations : NOTE;
+}
+
 /* What the batch before left: closed orders and such as were only asked about go, their rows have been taken. */
 static void forget(void) {
   for (uint32_t i = 0; i < count_of(&dirty_orders); i++) {
@@ -998,14 +1033,19 @@ STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p
     const uint8_t *c = command(i, &size), *body = c + HEAD, *end = c + size;
     if (c[1] != BARRIER && streams_get64(c + 8) | streams_get64(c + 16)) {
       note *found = note_of(c + 8);
+      uint32_t size = note_most(c[1], counts[i]);
       if (found->used == 1) {
         found->used = 2;
+        found->asked = keys;
         uint8_t *key = room(asked, 18);
         key[0] = 1;
         key[1] = 'n';
         streams_copy(key + 2, c + 8, 16);
         streams_put32(asked->p + 4 + 4 * keys, asked->n - 4 - 8 * most);
-        streams_put32(asked->p + 4 + 4 * (most + keys++), NOTE);
+        streams_put32(asked->p + 4 + 4 * (most + keys++), size);
+      } else {
+        uint8_t *first = asked->p + 4 + 4 * (most + found->asked);
+        if (size > streams_get32(first)) streams_put32(first, size);
       }
     }
     for (int64_t k = 0; k < counts[i]; k++) {
@@ -1172,7 +1212,9 @@ STREAMS_EXPORT("streams_load") int32_t streams_load(const uint8_t *p, uint32_t l
     if (!l.present[i]) continue;
     if (key[1] == 'n') {
       if (key_len != 18 || size < NOTE) return -3;
-      note_of(key + 2)->row = row;
+      note *of = note_of(key + 2);
+      of->row = row;
+      of->size = size;
     } else {
       order *o = find_order(key + 2, key_len - 2, streams_hash(key + 2, key_len - 2));
       if (!o || !o->asked || !read_order(o, row, size)) return -3;
@@ -1198,8 +1240,29 @@ static void write_outcome(uint8_t *p, const outcome *o) {
   streams_put64(p + 32, (uint64_t)o->filled);
 }
 
-static void keep(note *of, const uint8_t *fingerprint, const result *r, const uint8_t *outcomes) {
-  made_row *m = new_row(18, NOTE);
+/* Whether an outcome says no more than that and why its operation was refused. */
+static int is_bare(const uint8_t *outcome, uint64_t offset) {
+  uint64_t rest = streams_get64(outcome) >> 8 | (streams_get64(outcome + 8) ^ offset);
+  for (uint32_t i = 16; i < OUTCOME; i += 8) rest |= streams_get64(outcome + i);
+  return outcome[0] && !rest;
+}
+
+static uint8_t tag_of(const uint8_t *command_at, const uint8_t *outcome, uint64_t offset) {
+  if (is_bare(outcome, offset)) return outcome[0];
+  return command_at[0] == PLACE && outcome[0] == GOOD && streams_get64(outcome + 8) == offset ? 0 : WHOLE;
+}
+
+/* Notes a result, `told` being what followed its head; of many operations only what their orders' rows cannot tell. */
+static void keep(note *of, const uint8_t *c, uint32_t size, const result *r, const uint8_t *told, uint32_t told_len) {
+  uint32_t n = r->n > 1 ? r->n : 0, more = n || told_len < OUTCOME ? 0 : told_len - OUTCOME, whole = 0;
+  const uint8_t *p = c + HEAD;
+  uint8_t *tags = streams_malloc(n + 1);
+  for (uint32_t i = 0; i < n; i++) {
+    operation o;
+    read_operation(&p, c + size, &o);
+    whole += (tags[i] = tag_of(o.raw, told + i * OUTCOME, r->offset)) == WHOLE;
+  }
+  made_row *m = new_row(18, NOTE + more + n + whole * OUTCOME);
   m->key[0] = 1;
   m->key[1] = 'n';
   streams_copy(m->key + 2, of->id, 16);
@@ -1208,17 +1271,51 @@ static void keep(note *of, const uint8_t *fingerprint, const result *r, const ui
   row[0] = 1;
   row[1] = (uint8_t)r->code;
   streams_put16(row + 2, r->n == 1);
-  if (fingerprint) streams_copy(row + 8, fingerprint, 16);
+  streams_put32(row + 4, n);
+  if (size) streams_copy(row + 8, c + 24, 16);
   streams_put64(row + 24, (uint64_t)r->ms);
   streams_put64(row + 32, r->offset);
-  if (r->n == 1) streams_copy(row + 40, outcomes, OUTCOME);
+  if (r->n == 1) {
+    __builtin_memcpy(row + 40, told, OUTCOME);
+    __builtin_memcpy(row + NOTE, told + OUTCOME, more);
+  }
+  if (n) __builtin_memcpy(row + NOTE, tags, n);
+  uint8_t *to = row + NOTE + n;
+  for (uint32_t i = 0; i < n; i++) {
+    if (tags[i] != WHOLE) continue;
+    __builtin_memcpy(to, told + i * OUTCOME, OUTCOME);
+    to += OUTCOME;
+  }
+  streams_free(tags, n + 1);
   of->row = row;
+  of->size = m->row_len;
 }
 
-static int told_again(const note *of, const uint8_t *fingerprint, result *r) {
+/* The outcomes of a command of several operations, as they were first. `named`: the orders of its operations. */
+static void tell_many(const note *of, const uint8_t *c, uint32_t size, order *const *named, result *r) {
+  const uint8_t *tags = of->row + NOTE, *whole = tags + r->n, *p = c + HEAD;
+  for (uint32_t i = 0; i < r->n; i++) {
+    operation o;
+    outcome each = {.offset = r->offset};
+    read_operation(&p, c + size, &o);
+    uint8_t *to = room(&out, OUTCOME);
+    if (tags[i] == WHOLE) {
+      __builtin_memcpy(to, whole, OUTCOME);
+      whole += OUTCOME;
+      continue;
+    }
+    if (tags[i]) each.outcome = tags[i];
+    else tell_first(&o, named[i], &each); /* its row outlives the note: it is kept 30 days from when the order closed */
+    write_outcome(to, &each);
+  }
+}
+
+/* Whether the command was executed, or cancelled, before; then `r` is what it answered. RESOLVE hears of one outcome at most. */
+static int told_again(const note *of, const uint8_t *c, uint32_t size, order *const *named, result *r) {
   const uint8_t *row = of->row;
+  int resolves = c[1] == RESOLVE;
   if (!row || (int64_t)streams_get64(row + 24) + SPENT_MS <= (int64_t)log_ms) return 0;
-  if (row[1] != CANCELLED && fingerprint && !streams_equal(row + 8, fingerprint, 16)) r->code = MISMATCH;
+  if (row[1] != CANCELLED && !resolves && !streams_equal(row + 8, c + 24, 16)) r->code = MISMATCH;
   else if (log_ms - streams_get64(row + 24) > KEEP_MS) r->code = SPENT;
   else {
     r->code = row[1];
@@ -1226,7 +1323,13 @@ static int told_again(const note *of, const uint8_t *fingerprint, result *r) {
     r->ms = (int64_t)streams_get64(row + 24);
     r->offset = streams_get64(row + 32);
     r->n = streams_get16(row + 2);
-    if (r->n) streams_copy(room(&out, OUTCOME), row + 40, OUTCOME);
+    if (r->n) {
+      streams_copy(room(&out, OUTCOME), row + 40, OUTCOME);
+      if (!resolves) __builtin_memcpy(room(&out, of->size - NOTE), row + NOTE, of->size - NOTE);
+    } else if (!resolves && row[1] != CANCELLED) {
+      r->n = streams_get32(row + 4);
+      tell_many(of, c, size, named, r);
+    }
   }
   return 1;
 }
@@ -1235,13 +1338,13 @@ static void apply(const uint8_t *c, uint32_t size, int64_t count, order ***at, r
   if (count < 0) { r->code = MALFORMED; return; }
   if (c[1] == BARRIER) { r->code = PASSED; return; }
   note *of = streams_get64(c + 8) | streams_get64(c + 16) ? note_of(c + 8) : 0;
-  if (of && told_again(of, c[1] == RESOLVE ? 0 : c + 24, r)) {
+  if (of && told_again(of, c, size, *at, r)) {
     *at += count;
     return;
   }
   if (c[1] == RESOLVE) {
     r->code = CANCELLED;
-    if (of) keep(of, 0, r, 0);
+    if (of) keep(of, c, 0, r, 0, 0);
     return;
   }
   uint32_t from = out.n;
@@ -1263,7 +1366,11 @@ static void apply(const uint8_t *c, uint32_t size, int64_t count, order ***at, r
     write_outcome(room(&out, OUTCOME), &each);
   }
   if (r->n == 1 && each.outcome) r->code = FAILED;
-  if (of) keep(of, c + 24, r, out.p + from);
+  if (c[1] == ACCOUNT && !each.outcome) {
+    const account *set = find_account(p + 4, p[0], streams_hash(p + 4, p[0]));
+    write_account(set, room(&out, account_size(set)));
+  }
+  if (of) keep(of, c, size, r, out.p + from, out.n - from);
 }
 
 STREAMS_EXPORT("streams_apply") streams_desc *streams_apply(void) {
@@ -1286,7 +1393,8 @@ STREAMS_EXPORT("streams_apply") streams_desc *streams_apply(void) {
     end_record();
     next_offset = offset_of(i) + 1;
     commands++;
-    chain = mix(mix(mix(chain, next_offset), (uint64_t)r.n << 16 | r.again << 8 | r.code), r.offset ^ log_ms << 20);
+    uint64_t told = r.again && r.n > 1 ? 0 : r.n; /* as versions did that noted no outcomes of several: equal chains beside them */
+    chain = mix(mix(mix(chain, next_offset), told << 16 | r.again << 8 | r.code), r.offset ^ log_ms << 20);
     uint8_t *p = out.p + from;
     p[0] = (uint8_t)r.code;
     p[1] = (uint8_t)r.again;
@@ -1351,24 +1459,11 @@ static void take_order(const order *o) {
 }
 
 static void take_account(const account *a) {
-  uint32_t size = 8, n = 0;
-  for (position *p = a->first; p; p = p->next, n++) size += 33 + p->asset->len;
-  uint8_t *r, *key = emit(2 + a->id_len, size, 1, &r);
+  uint8_t *r, *key = emit(2 + a->id_len, account_size(a), 1, &r);
   key[0] = 1;
   key[1] = 'a';
   streams_copy(key + 2, a->id, a->id_len);
-  streams_put64(r, n);
-  r += 8;
-  for (position *p = a->first; p; p = p->next) {
-    const asset *of = p->asset;
-    r[0] = of->len;
-    streams_copy(r + 1, of->name, of->len);
-    streams_put64(r + 1 + of->len, (uint64_t)p->total);
-    streams_put64(r + 9 + of->len, (uint64_t)((wide)p->total >> 64));
-    streams_put64(r + 17 + of->len, (uint64_t)p->held);
-    streams_put64(r + 25 + of->len, (uint64_t)((wide)p->held >> 64));
-    r += 33 + of->len;
-  }
+  write_account(a, r);
 }
 
 static void take_book(const book *b) {
