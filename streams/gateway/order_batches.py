@@ -9,22 +9,17 @@ from typing import Any
 
 from streams.gateway.order_bodies import batch_operation, order_json, refusal
 from streams.gateway.order_columns import encode_columns
-from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Unavailable
+from streams.model.errors import BadInput, NotFound, StreamsError, Unavailable
 from streams.sequencer.order_commands import (
     CANCEL,
-    NONE,
     ORDERS_MAX,
     PLACE,
-    SIDES,
-    TYPES,
     Operation,
-    OrderRow,
     OrdersResult,
     Outcome,
     Trade,
     Why,
     decode_operation,
-    text_of,
 )
 from streams.sequencer.orders_state import OrdersStore
 from streams.serde import parse_json

@@ -268,11 +268,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class OrdersResult:
-    """A command's result: `code` as strong writes', and one outcome for each operation.
-
-    One that is told again has the outcomes of the first time; `resolve` hears of one at most. `account`: the row of
-    the account that was set, as that left it.
-    """
+    """A command's result: `code` as strong writes', and one outcome for each operation, also when it is told again;
+    `resolve` hears of one at most. `account`: the row of the account that was set, as that left it."""
 
     code: Code
     again: bool
