@@ -87,17 +87,16 @@ class StateWriter:
             log.warning("%s cannot be reported: %s", key.decode(), error)
 
 
-async def last_state(
-    bootstrap_servers: str, name: str, generation: int = 1, timeout_s: float = 20.0
-) -> UdfState | None:
-    """What this region's workers reported last of a generation of a UDF; None: nothing. Timeout, StreamsError."""
+async def last_states(bootstrap_servers: str, name: str, timeout_s: float = 20.0) -> dict[int, UdfState]:
+    """What this region's workers reported last of a UDF, by generation of rows. Timeout, StreamsError."""
     reader = TopicReader(bootstrap_servers, TOPIC, _KAFKA)
-    found: UdfState | None = None
+    found: dict[int, UdfState] = {}
     try:
         for entry in await reader.read_to_end(timeout_s):
-            if entry.key == f"udf/{name}/{generation}":
+            if entry.key.startswith(f"udf/{name}/"):
                 with contextlib.suppress(TypeError):
-                    found = UdfState(**(entry.value or {}))
+                    state = UdfState(**(entry.value or {}))
+                    found[state.generation] = state
     finally:
         await reader.stop()
     return found
