@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 TOPIC = "udf-states"
 _KAFKA = KafkaLogOptions(topic=TOPIC, fetch=FetchOptions(client_id="streams-udf-states", max_wait_ms=2_000))
 _RETRY_S = 0.5
+HEARD_S = 30.0
+"""How long a report that the mirror has not brought counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,25 @@ class StateReader:
     def __init__(self, topology: Topology, region: str) -> None:
         self._topology, self._here = topology, topology.region(region)
         self._states: dict[tuple[str, str, int], UdfState] = {}
+        self._heard: dict[tuple[str, str, int], tuple[UdfState, float]] = {}
         self.meters = Meters()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
 
     def get(self, region: str, name: str, generation: int = 1) -> UdfState | None:
         """What a region reported last of a UDF's generation; None: nothing yet."""
-        return self._states.get((region, name, generation))
+        key = (region, name, generation)
+        found = self._states.get(key)
+        early, until_s = self._heard.get(key, (None, 0.0))
+        if early is None or time.monotonic() > until_s or (found is not None and found.at_ms >= early.at_ms):
+            self._heard.pop(key, None)
+            return found
+        return early
+
+    def hear(self, state: UdfState) -> None:
+        """A report that came by another way: it counts until the mirror brings it, for `HEARD_S` at most."""
+        self._heard[state.region, state.name, state.generation] = (state, time.monotonic() + HEARD_S)
+        self.on_change()
 
     def start(self) -> None:
         """Begin to follow all regions' topics, in the background; those that are not mirrored yet are waited for."""
