@@ -290,17 +290,21 @@ def _summary(box: BlackBox, done: Replayed) -> dict[str, Any]:
 
 
 def _show(box: BlackBox, done: Replayed) -> None:
+    from streams.processing.black_box import FOLD
+
     info, event = box.info, box.event
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.append_ms / 1000))
-    print(f"{info.udf} {info.version}  module {info.sha256[:12]}  table {info.table}")
+    made = "rows changed" if info.kind == FOLD else "puts made"
+    print(f"{info.udf} {info.version}  {info.kind}  module {info.sha256[:12]}  table {info.table}")
     key, op = event.key.decode("utf-8", "replace"), ("put", "delete", "purge")[event.op]
     print(f"event     {op} {key}, {len(event.value)} bytes, offset {event.offset}, {at} UTC")
     whole = "" if box.rows_whole else " (not all were kept: what follows may differ)"
-    print(f"state     {sum(row is not None for _, row in box.rows)} of {len(box.rows)} rows were there{whole}")
+    if info.kind == FOLD:
+        print(f"state     {sum(row is not None for _, row in box.rows)} of {len(box.rows)} rows were there{whole}")
     print("limits    " + ", ".join(f"{name} {value:g}" for name, value in info.limits.numbers().items()))
     print(f"recorded  {box.kind} in {box.call}: {box.reason}")
     if done.trap is None:
-        print(f"replayed  no trap: {f'refused, {done.reason}' if done.reason else f'{done.rows} rows changed'}")
+        print(f"replayed  no trap: {f'refused, {done.reason}' if done.reason else f'{done.rows} {made}'}")
         return
     print(f"replayed  {done.trap.kind.value} in {done.trap.call}: {done.trap.detail}")
     print("same trap" if done.same_as(box) else "another trap than the one recorded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 TOPIC = "udf-states"
 _KAFKA = KafkaLogOptions(topic=TOPIC, fetch=FetchOptions(client_id="streams-udf-states", max_wait_ms=2_000))
 _RETRY_S = 0.5
+HEARD_S = 30.0
+"""How long a report that the mirror has not brought counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +90,16 @@ class StateWriter:
             log.warning("%s cannot be reported: %s", key.decode(), error)
 
 
-async def last_state(
-    bootstrap_servers: str, name: str, generation: int = 1, timeout_s: float = 20.0
-) -> UdfState | None:
-    """What this region's workers reported last of a generation of a UDF; None: nothing. Timeout, StreamsError."""
+async def last_states(bootstrap_servers: str, name: str, timeout_s: float = 20.0) -> dict[int, UdfState]:
+    """What this region's workers reported last of a UDF, by generation of rows. Timeout, StreamsError."""
     reader = TopicReader(bootstrap_servers, TOPIC, _KAFKA)
-    found: UdfState | None = None
+    found: dict[int, UdfState] = {}
     try:
         for entry in await reader.read_to_end(timeout_s):
-            if entry.key == f"udf/{name}/{generation}":
+            if entry.key.startswith(f"udf/{name}/"):
                 with contextlib.suppress(TypeError):
-                    found = UdfState(**(entry.value or {}))
+                    state = UdfState(**(entry.value or {}))
+                    found[state.generation] = state
     finally:
         await reader.stop()
     return found
@@ -109,13 +111,25 @@ class StateReader:
     def __init__(self, topology: Topology, region: str) -> None:
         self._topology, self._here = topology, topology.region(region)
         self._states: dict[tuple[str, str, int], UdfState] = {}
+        self._heard: dict[tuple[str, str, int], tuple[UdfState, float]] = {}
         self.meters = Meters()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
 
     def get(self, region: str, name: str, generation: int = 1) -> UdfState | None:
         """What a region reported last of a UDF's generation; None: nothing yet."""
-        return self._states.get((region, name, generation))
+        key = (region, name, generation)
+        found = self._states.get(key)
+        early, until_s = self._heard.get(key, (None, 0.0))
+        if early is None or time.monotonic() > until_s or (found is not None and found.at_ms >= early.at_ms):
+            self._heard.pop(key, None)
+            return found
+        return early
+
+    def hear(self, state: UdfState) -> None:
+        """A report that came by another way: it counts until the mirror brings it, for `HEARD_S` at most."""
+        self._heard[state.region, state.name, state.generation] = (state, time.monotonic() + HEARD_S)
+        self.on_change()
 
     def start(self) -> None:
         """Begin to follow all regions' topics, in the background; those that are not mirrored yet are waited for."""

@@ -164,6 +164,14 @@ class EdgeTables:
         found = {name: table for name, table in self._tables.items() if not table.spec.public}
         return found | {each: self._tables[name] for each, name in self._points.items() if name in self._tables}
 
+    def is_served(self, name: str) -> bool:
+        """Whether readers see a table of this name."""
+        pointed = self._points.get(name)
+        if pointed is not None and pointed in self._tables:
+            return True
+        found = self._tables.get(name)
+        return found is not None and not found.spec.public
+
     async def drop(self, name: str) -> None:
         """Close a retired table's replicas and remove them from the disk. Nobody may be reading it any more."""
         path = self.options.path / name

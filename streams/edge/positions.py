@@ -31,6 +31,7 @@ class Positions:
         self._applied: dict[Input, dict[str, int]] = {}
         self._waiters: dict[Input, list[_Waiter]] = {}
         self._token: Token | None = None
+        self._by_table: dict[str, Token] = {}
 
     def set_tables(self, specs: Iterable[TableSpec]) -> None:
         """The tables whose inputs may be named in tokens."""
@@ -45,6 +46,7 @@ class Positions:
                 self._wake(key)
         self._applied = {key: tables for key, tables in self._applied.items() if tables}
         self._token = None
+        self._by_table = {}
 
     @property
     def token(self) -> Token:
@@ -62,9 +64,12 @@ class Positions:
 
     def applied_by(self, table: str) -> Token:
         """What one table has applied of its inputs."""
-        inputs = self._tables[table].inputs
-        found = {key: tables[table] for key, tables in self._applied.items() if key.topic in inputs and table in tables}
-        return Token(found)
+        found = self._by_table.get(table)
+        if found is None:
+            inputs, applied = self._tables[table].inputs, self._applied.items()
+            found = Token({key: at[table] for key, at in applied if key.topic in inputs and table in at})
+            self._by_table[table] = found
+        return found
 
     def advance(self, table: str, origin: str, marker: Marker) -> None:
         """A marker of `origin` was applied to `table`; wakes who waited for it."""
@@ -76,6 +81,7 @@ class Positions:
                 continue
             tables[table] = at.next
             self._token = None
+            self._by_table.pop(table, None)
             self._wake(key)
 
     def _wake(self, key: Input) -> None:

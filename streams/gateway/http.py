@@ -89,13 +89,18 @@ class Call:
     def query(self) -> Mapping[str, str]:
         """The query's parameters; of a repeated one the last."""
         if self._query is None:
-            raw: bytes = self.scope["query_string"]
-            try:
-                text = raw.decode("ascii")
-                self._query = dict(parse_qsl(text, keep_blank_values=True, errors="strict")) if text else {}
-            except (UnicodeError, ValueError):
-                raise BadInput("the query is not UTF-8", field="query", fix="percent-encode it as UTF-8") from None
+            self._query = dict(self.query_pairs())
         return self._query
+
+    def query_pairs(self) -> list[tuple[str, str]]:
+        """The query's parameters as they came. BadInput when they are not UTF-8."""
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return []
+        try:
+            return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict")
+        except (UnicodeError, ValueError):
+            raise BadInput("the query is not UTF-8", field="query", fix="percent-encode it as UTF-8") from None
 
     def header(self, name: bytes) -> str | None:
         """A header by its lower-case name."""

@@ -31,6 +31,10 @@ class Tables(Protocol):
         """All tables by the names that readers use."""
         ...
 
+    def is_served(self, name: str) -> bool:
+        """Whether readers see a table of this name."""
+        ...
+
     @property
     def applied(self) -> Token:
         """What is visible here."""

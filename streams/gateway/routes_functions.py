@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import parse_qsl
 
 from streams.gateway.auth import authorize
 from streams.gateway.context import Gateway
@@ -21,7 +20,7 @@ from streams.wasm.function_host import FunctionResult
 
 NAME = Param("name", "path", "The function", {"type": "string"}, True)
 USER = Param("Streams-User", "header", "The user's attributes, a JSON object", {"type": "string"})
-_HEADERS = ("content-type", "accept", "accept-language", "user-agent", "referer")
+_HEADERS = (b"content-type", b"accept", b"accept-language", b"user-agent", b"referer")
 """Besides those that begin with `x-`. Never `authorization` or `cookie`: a function is not who they are for."""
 _FIELDS_MAX = 200
 
@@ -99,7 +98,7 @@ class FunctionRoutes:
         function = await service.find(call.part("name"))
         part = function.part
         for table in part.tables:
-            if table not in self._gateway.tables.served:
+            if not self._gateway.tables.is_served(table):
                 raise Unavailable(f"this region does not serve table {table} yet", fix="try again, or elsewhere")
             for keyspace in self._gateway.tables.table(table).spec.keyspaces:
                 authorize(call.principal, keyspace, "read")
@@ -127,15 +126,12 @@ class FunctionRoutes:
             "function": of.name.encode(),
             "version": of.manifest.version.encode(),
         }
-        query = call.scope["query_string"]
-        if query:
-            call.query  # noqa: B018 (refuses what is not UTF-8)
-            for name, value in parse_qsl(query.decode("ascii"), keep_blank_values=True):
-                fields.setdefault(f"query.{name}", value.encode())
+        for name, value in call.query_pairs():
+            fields.setdefault(f"query.{name}", value.encode())
         for raw, text in call.scope["headers"]:
-            name = bytes(raw).decode("latin-1").lower()
-            if name in _HEADERS or name.startswith("x-"):
-                fields.setdefault(f"header.{name}", bytes(text))
+            header = bytes(raw).lower()
+            if header in _HEADERS or header.startswith(b"x-"):
+                fields.setdefault(f"header.{header.decode('latin-1')}", bytes(text))
         fields |= _attributes(USER.text(call))
         if len(fields) > _FIELDS_MAX:
             raise BadInput(f"there are over {_FIELDS_MAX} parameters and headers", field="query", fix="send fewer")

@@ -17,6 +17,7 @@ from streams.gateway.routes_udf_versions import (
     read_form,
     service_of,
 )
+from streams.gateway.udf_words import asking
 from streams.gateway.udfs import UdfService, touched
 from streams.model.clock import wall_ms
 
@@ -99,7 +100,8 @@ class UdfRoutes:
         wait_s = WAIT.read(call)
         manifest, text, module = await read_form(call, service)
         deployed = await service.deploy(manifest, text, module, call.principal.name, order_of(call))
-        return reply(await service.settled(deployed.name, deployed.number, 10 if wait_s is None else wait_s))
+        async with asking(self._gateway, service.states, deployed, call.header(b"authorization")):
+            return reply(await service.settled(deployed.name, deployed.number, 10 if wait_s is None else wait_s))
 
     async def resume_udf(self, call: Call) -> Reply:
         """Go on where it stopped; answers how it does in each region. What is not paused goes on as it is."""

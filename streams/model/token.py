@@ -49,11 +49,14 @@ class Token:
 
     positions: Mapping[Input, int] = field(default_factory=dict)
     parts: Mapping[Input, int] = field(default_factory=dict)
+    _text: str = field(default="", init=False, repr=False, compare=False)
 
     def merge(self, other: Token) -> Token:
         """The least token that covers both."""
         if not other.positions:
             return self
+        if not self.positions:
+            return other
         merged, parts = dict(self.positions), dict(self.parts)
         for key, position in other.positions.items():
             rank = (position, other.parts.get(key, _ALL))
@@ -78,7 +81,13 @@ class Token:
         )
 
     def encode(self) -> str:
-        """URL-safe text. Inputs are sorted, so equal tokens have equal text."""
+        """URL-safe text. Inputs are sorted, so equal tokens have equal text. Made once: a table gives all readers
+        between two commits the same token."""
+        if not self._text:
+            object.__setattr__(self, "_text", self._encoded())
+        return self._text
+
+    def _encoded(self) -> str:
         body = {
             str(key): [self.positions[key], self.parts[key]] if key in self.parts else self.positions[key]
             for key in sorted(self.positions)

@@ -15,11 +15,12 @@ from streams.wasm.fold_host import TrapReport
 HEADER = "dead_letter_box"
 SCHEMA = "streams.BlackBox"
 _TEXT_MAX = 500
+FOLD = "fold"
 
 
 @dataclass(frozen=True, slots=True)
 class UdfInfo:
-    """Which UDF it was, and under what it ran."""
+    """Which UDF it was, and under what it ran. `outputs`: topics of a fold, keyspaces of the other kinds."""
 
     udf: str
     version: str
@@ -29,6 +30,7 @@ class UdfInfo:
     outputs: int
     limits: Limits
     abi: int = 1
+    kind: str = FOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def encode_box(info: UdfInfo, event: Event, report: TrapReport, *, held: bool) -
             "abi": info.abi,
             "merge": info.merge,
             "outputs": info.outputs,
+            "udf_kind": info.kind,
             "limits": {name: float(value) for name, value in info.limits.numbers().items()},
             "kind": report.kind.value,
             "reason": report.detail[:_TEXT_MAX],
@@ -99,6 +102,7 @@ def decode_box(raw: bytes, key: bytes | None, value: bytes | None, known: Schema
         body["outputs"],
         limits,
         body["abi"],
+        body["udf_kind"],
     )
     event = Event(key=key or b"", value=value or b"", **{name: body[name] for name in _EVENT})
     return BlackBox(

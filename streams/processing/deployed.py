@@ -16,7 +16,7 @@ from dataclasses import replace
 from streams.definitions.chains import put_rules
 from streams.definitions.deployment import Deployment, check_inputs, deployed_tables, parse_label
 from streams.definitions.registry import Definitions
-from streams.definitions.udf_states import StateWriter, UdfState, last_state
+from streams.definitions.udf_states import StateWriter, UdfState, last_states
 from streams.definitions.udfs import Udfs
 from streams.model.clock import wall_ms
 from streams.model.errors import NotFound, StreamsError
@@ -197,13 +197,13 @@ async def serve_udf(options: WorkerOptions, topology: Topology) -> int:
     udfs = Udfs(topology, options.region, keep=parse_label(options.udf)[0])
     definitions = Definitions(topology, options.region)
     try:
-        await asyncio.gather(definitions.start(), udfs.start(), states.start())
+        reports, _, _ = await asyncio.gather(_reported(states, options), definitions.start(), udfs.start())
         found = udfs.running(options.udf)
         if found is not None:  # NAME alone is of one generation, while this process lives
             options = replace(options, udf=found.label)
         catalog = DeployedCatalog(definitions, udfs, options.udf, ModuleCache(), options.caps)
         reporter = Reporter(states, options.region, lambda: catalog.resumes)
-        last = await _last(options, catalog)
+        last = reports.get(catalog.wanted.generation) if catalog.wanted is not None else None
         reporter.begin(last)
         if not await _admitted(catalog, reporter, stop):
             return 0
@@ -218,12 +218,10 @@ async def serve_udf(options: WorkerOptions, topology: Topology) -> int:
         await asyncio.gather(definitions.stop(), udfs.stop(), states.stop(), return_exceptions=True)
 
 
-async def _last(options: WorkerOptions, catalog: DeployedCatalog) -> UdfState | None:
-    """What the process before reported last; nothing where the deploy has not come here yet."""
-    wanted = catalog.wanted
-    if wanted is None:
-        return None
-    return await last_state(options.bootstrap_servers, wanted.name, wanted.generation)
+async def _reported(states: StateWriter, options: WorkerOptions) -> dict[int, UdfState]:
+    """What the processes before reported last, by generation of rows."""
+    await states.start()
+    return await last_states(options.bootstrap_servers, parse_label(options.udf)[0])
 
 
 async def _admitted(catalog: DeployedCatalog, reporter: Reporter, stop: asyncio.Event) -> bool:

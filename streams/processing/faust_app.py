@@ -31,6 +31,13 @@ def _no_arguments() -> Any:
 
 with _no_arguments():
     import faust
+    import faust.app.base
+    import faust.assignor.partition_assignor
+    import faust.fixups.django
+    import faust.sensors.monitor
+    import faust.tables.objects
+    import faust.web.views
+    import faust.worker  # these too: Faust loads itself when it is used, and a warm worker has it all loaded before
     from faust.tables import TableManager
     from faust.transport.drivers import aiokafka as driver
 

@@ -14,6 +14,7 @@ from streams.kafka.batches import ProducerState, encode_batches
 from streams.model.clock import NEVER_MS
 from streams.model.errors import StreamsError
 from streams.model.keyspace import Keyspace
+from streams.processing.black_box import UdfInfo
 from streams.processing.containment import Containment
 from streams.processing.outputs import SOURCE_HEADER
 from streams.processing.ports import Decoded, LoadRows, Output, Rejected, Rows, StoppedAt
@@ -107,10 +108,19 @@ class Puts:
 
 
 class MapFold:
-    """A MapHost and its Puts over one partition (a FoldPort). `source`: the input, `topic/partition`."""
+    """A MapHost and its Puts over one partition (a FoldPort). `source`: the input, `topic/partition`; `info` goes into
+    the black boxes of the events that stop it."""
 
-    def __init__(self, host: MapHost, puts: Puts, source: str, containment: Containment | None = None) -> None:
+    def __init__(
+        self,
+        host: MapHost,
+        puts: Puts,
+        source: str,
+        containment: Containment | None = None,
+        info: UdfInfo | None = None,
+    ) -> None:
         self._host, self._puts, self._source, self._containment = host, puts, source, containment
+        self._info = info
         self._waiting: list[Output] = []
         self._bytes = 0
         self._stopped: StoppedAt | None = None
@@ -134,7 +144,7 @@ class MapFold:
                 f"over {UNIT_BYTES_MAX} bytes of outputs wait for one commit", fix="make fewer puts of each event"
             )
         found = sorted([*rejects, *bad], key=lambda each: each.index)
-        return [refused(batch.event(each.index), each) for each in found]
+        return [refused(batch.event(each.index), each, self._info) for each in found]
 
     @property
     def stopped(self) -> StoppedAt | None:

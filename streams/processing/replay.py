@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streams.model.errors import BadInput
-from streams.processing.black_box import HEADER, BlackBox, decode_box
+from streams.processing.black_box import FOLD, HEADER, BlackBox, decode_box
 from streams.serde import parse_json
 from streams.wasm.batch import build
 from streams.wasm.engine import ModuleCache, module_hash
 from streams.wasm.fold_host import FoldHost, FoldOptions, TrapReport
+from streams.wasm.map_host import MapHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What running it again did: the trap, None when the event went through. `rows`: how many rows it then changed."""
+    """What running it again did: the trap, None when the event went through. `rows`: how many rows it then changed;
+    of a map, filter or flat_map: how many puts it then made."""
 
     trap: TrapReport | None
     reason: str
@@ -92,6 +94,22 @@ def replay(box: BlackBox, wasm: bytes, cache: ModuleCache) -> Replayed:
             field="--module",
             fix="give the module of that version",
         )
+    return _fold(box, wasm, cache) if box.info.kind == FOLD else _map(box, wasm, cache)
+
+
+def _map(box: BlackBox, wasm: bytes, cache: ModuleCache) -> Replayed:
+    info = box.info
+    host = MapHost(wasm, cache, info.kind, info.outputs, info.limits)
+    try:
+        emitted, rejects = host.map(build([box.event]).raw)
+    finally:
+        host.close()
+    if not rejects:
+        return Replayed(None, "", len(emitted))
+    return Replayed(rejects[0].report, rejects[0].reason, len(emitted))
+
+
+def _fold(box: BlackBox, wasm: bytes, cache: ModuleCache) -> Replayed:
     info = box.info
     options = FoldOptions(limits=info.limits, merge=info.merge, outputs=info.outputs)
     host = FoldHost(wasm, cache, options)

@@ -11,13 +11,28 @@ import os
 import sys
 from pathlib import Path
 
+from streams.model.memory import calm_collector
 from streams.processing.main import run_worker
 from streams.processing.options import WorkerOptions
+from streams.processing.udf_ports import DecoderPool
 from streams.wasm.caps import caps_from_env
+from streams.wasm.engine import ModuleCache
+
+
+def _load() -> None:
+    """Import what a worker imports only when it serves, Faust above all, and compile or load what every fold needs."""
+    from streams.processing import deployed, worker
+
+    assert deployed and worker
+    pool = DecoderPool(ModuleCache())
+    pool.give_back(pool.take())
+    pool.close()
+    calm_collector()  # the next one, when it serves, has little left to look at
 
 
 def main() -> int:
     """Wait, then serve; the worker's exit status, 0 when it was never needed."""
+    _load()
     line = sys.stdin.readline()
     if not line.strip():
         return 0

@@ -328,16 +328,16 @@ class UdfFold:
         self._host.close()
 
     def _refused(self, event: Event, reject: Reject, *, held: bool = False) -> Rejected:
-        box = b""
-        if reject.report is not None and self._info is not None:
-            box = encode_box(self._info, event, reject.report, held=held)
-        return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part, box, held)
+        return refused(event, reject, self._info, held=held)
 
 
 def _shown(key: bytes) -> str:
     return key.decode("utf-8", "replace")[:80]
 
 
-def refused(event: Event, reject: Reject) -> Rejected:
-    """The event for the dead letters, without a black box."""
-    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part)
+def refused(event: Event, reject: Reject, info: UdfInfo | None = None, *, held: bool = False) -> Rejected:
+    """The event for the dead letters, with a black box if it stopped the UDF of `info`."""
+    box = b""
+    if reject.report is not None and info is not None:
+        box = encode_box(info, event, reject.report, held=held)
+    return Rejected(event.offset, reject.reason, event.key, _bounded(event.value), (), event.part, box, held)

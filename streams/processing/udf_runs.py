@@ -76,12 +76,14 @@ class UdfRuns:
             return run
         if deployed is not None:
             name, version, sha256 = deployed.name or table.name, deployed.version, deployed.sha256
-            limits, policy, outputs = deployed.limits, deployed.policy, len(table.outputs)
+            limits, policy, outputs = deployed.limits, deployed.policy, len(deployed.puts or table.outputs)
+            kind = deployed.kind
         else:
             name, manifest = builtin_of(table)
             version, sha256 = manifest.version, module_hash(builtin_module(name))
             limits, policy, outputs = manifest.limits, manifest.policy, len(manifest.outputs)
-        info = UdfInfo(name, version, table.name, sha256, int(table.merge), outputs, limits)
+            kind = manifest.kind
+        info = UdfInfo(name, version, table.name, sha256, int(table.merge), outputs, limits, kind=kind)
         run = UdfRun(info, Containment(limits, policy), UdfMeter(), TableUse(limits))
         if self.inherited is not None and self.inherited.module == deployed:
             run.containment.pause(self.inherited.reason)

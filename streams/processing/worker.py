@@ -144,7 +144,7 @@ class PartitionFactory:
             return self.rules.rules(FoldTable(keyspace.name, keyspace, keyspace.merge)).config
 
         puts = Puts(deployed.puts if deployed else (), config_of, self.decoders, self.options.region)
-        return MapFold(host, puts, f"{tp.topic}/{tp.partition}", udf.containment)
+        return MapFold(host, puts, f"{tp.topic}/{tp.partition}", udf.containment, udf.info)
 
     def close(self) -> None:
         """End the threads; all tasks must be released."""

@@ -85,17 +85,25 @@ class EngineHost:
     @contextmanager
     def ticking(self) -> Iterator[None]:
         """Keeps the epochs advancing for the length of the block."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Keep the epochs advancing until as many `end` have followed: `ticking` for what runs a few microseconds."""
         with self._lock:
             self._calls += 1
             if self._thread is None:
                 self._stop = threading.Event()
                 self._thread = threading.Thread(target=self._tick, args=(self._stop,), name="wasm-epochs", daemon=True)
                 self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls -= 1
+
+    def end(self) -> None:
+        """See `begin`."""
+        with self._lock:
+            self._calls -= 1
 
     def _tick(self, stop: threading.Event) -> None:
         idle = 0

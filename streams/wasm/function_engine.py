@@ -29,6 +29,7 @@ _TABLE_ELEMENTS = 10_000
 _RESIDENT_BYTES = 256 << 10
 """Of a memory that is given back, this much is zeroed, which is cheaper than unmapping it."""
 _IDLE_S = 1.0
+_AT_ONCE_BYTES = 1 << 20
 
 
 def _configure(metered: bool) -> wasmtime.Config:
@@ -93,6 +94,26 @@ class FunctionModules(ModuleCache):
         return self._directory / f"{sha256}-{version('wasmtime')}-{platform.machine()}-function-{kind}1.cwasm"
 
 
+def starts_at_once(wasm: bytes) -> bool:
+    """Whether an instance of this valid module is there without running any of its code, which may take for ever, or
+    copying more than a little: it has no start section, and is small."""
+    at, start_section = 8, 8
+    if len(wasm) > _AT_ONCE_BYTES:
+        return False
+    while at < len(wasm):
+        section, at, size, shift = wasm[at], at + 1, 0, 0
+        while True:  # LEB128
+            byte, at = wasm[at], at + 1
+            size |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        if section == start_section:
+            return False
+        at += size
+    return True
+
+
 def ticks_of(seconds: float) -> int:
     """Epochs that last at least so long."""
     return max(2, round(seconds / FUNCTION_TICK_S) + 1)
@@ -103,3 +124,5 @@ store_context = without_releasing("wasmtime_store_context")
 store_delete = without_releasing("wasmtime_store_delete")
 store_limiter = without_releasing("wasmtime_store_limiter")
 export_get = without_releasing("wasmtime_instance_export_get")
+pre_instantiate = without_releasing("wasmtime_instance_pre_instantiate")
+"""Only for modules of which `starts_at_once` is true."""

@@ -47,6 +47,7 @@ RANDOM_BYTES_MAX = 64 << 10
 LOG_LINES_MAX = 64
 SCAN_BYTES_MAX = 4 << 20
 _I32 = 0xFFFFFFFF
+_RAW = {name: name.encode() for name in (MARKER, "streams_alloc", "streams_handle")}
 _LARGE_BYTES = 4 << 20
 _MESSAGES = {
     "STACK_OVERFLOW": f"call stack exhausted (limit {STACK_BYTES} bytes)",
@@ -301,6 +302,9 @@ class FunctionHost:
         self.part, self.limits = part, limits
         self._host: EngineHost = cache.host
         self._engine = cache.host.engine(compiled.metered)
+        self._instantiate = (
+            engine.pre_instantiate if engine.starts_at_once(wasm) else ffi.wasmtime_instance_pre_instantiate
+        )
         try:
             self._pre = _linker(self._engine, part.capabilities).instantiate_pre(compiled.module)
         except wasmtime.WasmtimeError as error:
@@ -350,18 +354,17 @@ class _Instance:
         self._values = (ffi.wasmtime_val_raw_t * 2)()
         self._trap = ctypes.POINTER(ffi.wasm_trap_t)()
         self._instance = ffi.wasmtime_instance_t()
-        self._ticking = host._host.ticking()
 
     def __enter__(self) -> _Instance:
         limits = self._host.limits
-        self._ticking.__enter__()
+        self._host._host.begin()
         _active.run = self.run
         try:
             engine.store_limiter(self._store, limits.memory_bytes, 10_000, 1, 4, 1)
             native.set_epoch_deadline(self._context, engine.ticks_of(self._deadline_s))
             if self._host.part.fuel is not None:
                 native.set_fuel(self._context, self._host.part.fuel)
-            error = ffi.wasmtime_instance_pre_instantiate(
+            error = self._host._instantiate(
                 self._host._pre.ptr(), self._context, ctypes.byref(self._instance), ctypes.byref(self._trap)
             )
             self._raise(error)
@@ -377,7 +380,7 @@ class _Instance:
         size = 0 if run.memory is None else native.memory_size(self._context, run.memory)
         # Giving back a memory that has grown takes long enough for others to want the interpreter meanwhile.
         (engine.store_delete if size < _LARGE_BYTES else ffi.wasmtime_store_delete)(self._store)
-        self._ticking.__exit__(None, None, None)
+        self._host._host.end()
 
     def _export(self, name: bytes) -> Any:
         found = ffi.wasmtime_extern_t()
@@ -387,7 +390,7 @@ class _Instance:
 
     def call(self, name: str, params: Sequence[int]) -> int:
         """An export that answers an i32, unsigned; their types were checked when the module was loaded."""
-        function = self._export(name.encode()).of.func
+        function = self._export(_RAW[name]).of.func
         for i, value in enumerate(params):
             self._values[i].i32 = value
         error = ffi.wasmtime_func_call_unchecked(

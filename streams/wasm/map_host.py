@@ -15,7 +15,7 @@ import numpy as np
 from streams.wasm.abi import check_map_module
 from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT, Array, Batch, Buffer
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
-from streams.wasm.fold_host import Allowance, Cancelled, Records, Reject, RejectKind
+from streams.wasm.fold_host import Allowance, Cancelled, Records, Reject, RejectKind, TrapReport
 from streams.wasm.fold_instance import OUTPUT_VALUE_BYTES_MAX, REASON_MAX
 from streams.wasm.guest import AnyGuest, open_guest
 from streams.wasm.meter import UdfMeter
@@ -58,6 +58,7 @@ class MapHost:
     meter: UdfMeter = field(default_factory=UdfMeter)
     _guest: AnyGuest | None = None
     _metered: bool = False
+    _last: tuple[str, bool, int] = ("", False, 0)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     isolating: bool = False
     stopped: int | None = None
@@ -117,7 +118,7 @@ class MapHost:
                 elif fresh:
                     self.meter.trapped(trap.kind.value)
                     left -= 1
-                    rejects.append(Reject(int(chosen[0]), f"trap: {trap.detail}", RejectKind.TRAP))
+                    rejects.append(self._culprit(int(chosen[0]), trap))
                 else:
                     work.append(chosen)
                 fresh = True
@@ -129,6 +130,11 @@ class MapHost:
         if self.memory_bytes > _KEEP_BYTES:
             self.close()
         return emitted, sorted(rejects, key=lambda each: each.index)
+
+    def _culprit(self, index: int, trap: UdfTrap) -> Reject:
+        call, metered, memory_bytes = self._last
+        report = TrapReport(trap.kind, trap.detail, call, trap.frames, (), True, metered, memory_bytes)
+        return Reject(index, f"trap: {trap.detail}", RejectKind.TRAP, -1, report)
 
     def close(self) -> None:
         """Free the instance; idempotent."""
@@ -155,6 +161,14 @@ class MapHost:
             self.close()
 
     def _run(self, piece: Batch) -> tuple[list[Emitted], list[tuple[int, str]]]:
+        try:
+            return self._mapped(piece)
+        except UdfTrap:
+            call = "instantiation" if self._guest is None else self._guest.last_call
+            self._last = (call, self._metered, self.memory_bytes)
+            raise
+
+    def _mapped(self, piece: Batch) -> tuple[list[Emitted], list[tuple[int, str]]]:
         if self._guest is None:
             stack_bytes = self.limits.stack_bytes
             compiled = self.cache.load(self.wasm, metered=self._metered, stack_bytes=stack_bytes)

@@ -16,8 +16,11 @@ from streams.client import AsyncClient, connect
 from streams.client.udf_template import files_of
 from streams.model.errors import BadInput, Conflict, NotFound, Timeout
 from streams.model.topology import Topology
+from streams.processing.black_box import BlackBox
+from streams.processing.replay import DeadLetter, replay
 from streams.region import status
 from streams.wasm.build import write_modules
+from streams.wasm.engine import ModuleCache
 from tests.support.polling import eventually
 from tests.support.small_system import SmallSystem
 from tests.support.whole_system import read_log
@@ -102,6 +105,21 @@ async def shows(edge: AsyncClient, table: str, truth: dict[str, Any]) -> None:
     await eventually(exact, 90.0, every_s=0.1)
 
 
+async def trap_of(system: OneRegion, topic: str, key: bytes) -> BlackBox:
+    """The black box of the only dead letter, once it is there."""
+
+    async def there() -> BlackBox:
+        letters = await read_log(system.kafka, topic)
+        assert len(letters) == 1, letters
+        letter = letters[0]
+        headers = {name: value or b"" for name, value in letter.headers}
+        return DeadLetter(topic, letter.partition, letter.offset, letter.key, letter.value, headers).box()
+
+    box = await eventually(there, 60.0, every_s=0.1)
+    assert isinstance(box, BlackBox) and box.event.key == key
+    return box
+
+
 async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path) -> None:
     seed = int(os.environ.get("STREAMS_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"seed {seed}")
@@ -112,7 +130,8 @@ async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path)
         seen = directory(tmp_path, "seen-too", "filter", {'"kv"': '"score"', '"content"': '"seen"'})
         (seen / "seen-too.c").write_text(
             '#include "streams_map.h"\nint streams_filter_event(const streams_event *e) {\n'
-            "  uint32_t n;\n  return *streams_rest(e, &n) == 't' ? STREAMS_KEEP : STREAMS_DROP;\n}\n"
+            "  uint32_t n;\n  if (*streams_rest(e, &n) == '!') __builtin_trap();\n"
+            "  return *streams_rest(e, &n) == 't' ? STREAMS_KEEP : STREAMS_DROP;\n}\n"
         )
         words = directory(tmp_path, "words", "flat_map")
         write_modules(words)
@@ -143,6 +162,14 @@ async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path)
         truth.pop("to", 0)
         await shows(edge, "seen", {f"seen:{word}": count for word, count in truth.items() if word[0] == "t"})
         await shows(edge, "score", {f"score:{word}": count for word, count in truth.items()})
+
+        # What stops the filter stops nobody else, and can be looked at.
+        await edge.put("score:!", {"add": 1})
+        truth["!"] = 1
+        await shows(edge, "counted", {f"score:{word}": count for word, count in truth.items()})
+        box = await trap_of(system, "dead-letter.score", b"score:!")
+        assert (box.info.udf, box.info.kind, box.kind) == ("seen-too", "filter", "trap")
+        assert replay(box, (seen / "seen-too.wasm").read_bytes(), ModuleCache()).same_as(box)
 
     puts = await read_log(system.kafka, "events.score")
     heads = [dict(record.headers) for record in puts if b"source" in {name.encode() for name, _ in record.headers}]

@@ -23,6 +23,12 @@ async def test_each_table_of_an_input_has_its_own_position() -> None:
     assert positions.applied_by("device") == Token({key: 9})
     assert positions.applied_by("telemetry") == Token({key: 4})
     assert positions.applied_by("anomaly") == Token({})
+    before = positions.applied_by("telemetry")
+    assert positions.applied_by("telemetry") is before and before.merge(Token()) is Token().merge(before) is before
+    assert Token.decode(before.encode()) == Token.decode(before.encode()) == before
+    positions.advance("telemetry", "us", Marker("commit", 1, 2, {"events.device/0": InputPosition(5, "id")}))
+    assert positions.applied_by("telemetry") == Token({key: 5}) and before == Token({key: 4})
+    assert Token.decode(positions.applied_by("telemetry").encode()) == Token({key: 5})
     await positions.wait_for(Token({key: 9}), 0, "device")
     for behind in ("telemetry", "anomaly"):
         with pytest.raises(Timeout):

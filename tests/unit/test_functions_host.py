@@ -18,7 +18,7 @@ from streams.model.keyspace import BUILTIN, Keyspace
 from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
 from streams.wasm.engine import ModuleCache, TrapKind, UdfTrap
 from streams.wasm.function_abi import FunctionRequest, decode_answer
-from streams.wasm.function_engine import FunctionModules
+from streams.wasm.function_engine import FunctionModules, starts_at_once
 from streams.wasm.function_host import FunctionHost, FunctionResult
 from streams.wasm.function_vectors import MemoryServices, run_function_vectors
 from streams.wasm.manifest import parse_manifest
@@ -197,6 +197,12 @@ MARKER = '(func (export "streams_function_v1") (result i32) i32.const 1)'
 ALLOC = '(func (export "streams_alloc") (param i32) (result i32) i32.const 8)'
 HANDLE = '(func (export "streams_handle") (param i32 i32) (result i32) i32.const 0)'
 ALL = MEMORY + MARKER + ALLOC + HANDLE
+
+
+def test_only_a_small_module_without_a_start_is_there_at_once() -> None:
+    assert starts_at_once(wat(ALL)) and starts_at_once(hostile_module())
+    assert not starts_at_once(wat(ALL + "(func $s) (start $s)"))
+    assert not starts_at_once(wat(ALL + f'(data (i32.const 0) "{"x" * 1_100_000}")'))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,19 @@ from streams.client.udf_template import files_of
 from streams.definitions.chains import check_loops, put_rules
 from streams.model.errors import BadInput, Conflict
 from streams.model.keyspace import Keyspace
+from streams.processing.black_box import HEADER, UdfInfo
 from streams.processing.catalog import keyspace_rules
 from streams.processing.containment import Containment
+from streams.processing.dead_letter import dead_letter
 from streams.processing.map_ports import MapFold, Puts
-from streams.processing.ports import Decoded
+from streams.processing.ports import Decoded, Rejected
+from streams.processing.replay import DeadLetter, replay
 from streams.processing.udf_ports import DecoderPool
 from streams.serde import delete_value, encode, load_builtin, parse_schema
 from streams.wasm import build as build_room
 from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
 from streams.wasm.batch import Event, build
-from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.engine import Limits, ModuleCache, module_hash
 from streams.wasm.fold_host import Allowance
 from streams.wasm.manifest import Manifest
 from streams.wasm.map_host import MapHost
@@ -58,7 +62,8 @@ def fold_of(wasm: bytes, cache: ModuleCache, kind: str = "flat_map", contained: 
     known = Keyspaces()
     rules = put_rules(admit_manifest(GOOD.format(kind), DeployCaps()), known.all, known.puts)
     puts = Puts(rules, lambda each: keyspace_rules(each, known.puts(each.name)).config, DecoderPool(cache), "us-east")
-    return MapFold(MapHost(wasm, cache, kind, 1, LIMITS), puts, "events.kv/1", contained)
+    info = UdfInfo("m", "1", "m.g1", module_hash(wasm), 0, 1, LIMITS, kind=kind)
+    return MapFold(MapHost(wasm, cache, kind, 1, LIMITS), puts, "events.kv/1", contained, info)
 
 
 def decoded(events: list[Event]) -> Decoded:
@@ -110,6 +115,23 @@ def test_the_culprit_alone_is_refused_and_leaves_no_put(
         assert says in refused[0].reason, refused[0].reason
         assert [each.key for each in fold.take_outputs()] == expected
         fold.close()
+        check_box(refused[0], mapper, cache, events[23])
+
+
+def check_box(refused: Rejected, wasm: bytes, cache: ModuleCache, event: Event) -> None:
+    """An event that stopped the module left what shows it again; one that was refused, or made no put, left nothing."""
+    output = dead_letter("dead-letter.kv", ("events.kv", 1), refused, module_hash(wasm), 5)
+    letter = DeadLetter(output.topic, 0, 9, output.key, output.value, dict(output.headers))
+    if not refused.reason.startswith("trap: "):
+        assert HEADER not in letter.headers
+        return
+    box = DeadLetter.of_json(letter.to_json().encode()).box()
+    assert (box.info.kind, box.info.limits, box.event, box.rows) == ("flat_map", LIMITS, event, ())
+    assert letter.headers["dead_letter_outcome"] == b"skipped"
+    done = replay(box, wasm, cache)
+    assert done.same_as(box) and done.rows == 0, (box, done)
+    fine = replay(replace(box, event=replace(event, key=b"kv:fine")), wasm, cache)
+    assert fine.trap is None and fine.rows == 1
 
 
 @pytest.mark.parametrize("policy", list(OnTrap))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import cast
 
-from streams.definitions.udf_states import StateWriter, UdfState
+from streams.definitions.entries import Entry
+from streams.definitions.udf_states import StateReader, StateWriter, UdfState
+from streams.gateway.udf_words import word_of
+from streams.model.topology import Region, Topology
 from streams.processing.deployed import Reporter
 from tests.support.functions import handle_request
 
@@ -46,3 +50,24 @@ async def test_the_next_process_keeps_the_pause_of_the_same_module_only() -> Non
         reporter.begin(replace(last, sha256=sha256))
         await reporter.tell(of, "refused", "over the operator's caps")
         assert told.last[0] == state
+
+
+def test_a_region_s_word_counts_until_the_mirror_brings_its_report() -> None:
+    of = handle_request()
+    states = StateReader(Topology((Region("us", "unused"), Region("eu", "unused"))), "us")
+    body: dict[str, object] = {
+        **of.to_json(),
+        "regions": {"eu": {"state": "active", "version": of.manifest.version, "at": 7}},
+    }
+    word = word_of(json.loads(json.dumps(body)), of, "eu")
+    assert word == UdfState(of.name, "eu", of.manifest.version, of.sha256, "active", "", 7, of.generation)
+    states.hear(word)
+    assert states.get("eu", of.name, of.generation) == word
+    reported = [replace(word, state="starting", at_ms=6), replace(word, state="failing", at_ms=8), word]
+    for each, shown in zip(reported, (word, reported[1], word), strict=True):
+        states._take("eu", Entry(f"udf/{of.name}/{of.generation}", asdict(each)))
+        assert states.get("eu", of.name, of.generation) == shown
+    regions = {"eu": {"state": "starting", "version": None, "at": None}}
+    for wrong in ({"sha256": "0" * 64}, {"version": "9"}, {"generation": 9}, {"regions": 3}, {"regions": regions}):
+        assert word_of({**body, **wrong}, of, "eu") is None, wrong
+    assert word_of(None, of, "eu") is None and word_of(body, of, "us") is None
