@@ -13,10 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +174,6 @@ def _mirror_spec(options: UpOptions, topology: Topology, mirrored: MirroredEvent
 
 def _python_spec(options: UpOptions, region: Region, process: str, command: RegionCommand) -> ProcessSpec:
     name = f"{process}-{region.name}"
-    url = f"{region.gateway_url}/readyz"
     started_s = 0.0
 
     def start() -> Sequence[str]:
@@ -185,7 +183,7 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
 
     def is_ready() -> bool:
         if process == "gateway":
-            return _answers(url)
+            return _answers(region.gateway_port)
         return time.monotonic() - started_s > WORKER_GRACE_S
 
     return ProcessSpec(
@@ -201,12 +199,14 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
     )
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+def _answers(port: int) -> bool:
+    """Whether the gateway there says that it is ready. Without `urllib`, whose opener costs five times the question."""
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
 
 
 def run(options: UpOptions, say: Say) -> None:
