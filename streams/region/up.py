@@ -210,7 +210,7 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
 
 
 def _answers(port: int) -> bool:
-    """Whether the gateway there says that it is ready. Without `urllib`, whose opener costs more than twice the question."""
+    """Whether the gateway there says that it is ready. Not by `urllib`, whose opener costs twice the question."""
     with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
         try:
             connection.request("GET", "/readyz")
