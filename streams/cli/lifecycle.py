@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from streams.cli.errors import one_line_errors
 from streams.cli.udf_caps import with_udf_caps
-from streams.model.errors import StreamsError
 from streams.region import status as system
 from streams.region import up as starting
 from streams.region.paths import data_dir
 from streams.region.plan import parse_regions
 
 app = typer.Typer(help="Start, look at and stop a local system.", no_args_is_help=True)
-P = ParamSpec("P")
 
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="The system's data directory (default: STREAMS_DATA, else one of the user's)."),
 ]
-
-
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Show a StreamsError as one line on standard error, with exit status 1, instead of a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except StreamsError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-    return wrapped
 
 
 @app.command()
@@ -84,6 +62,9 @@ def status(
     if as_json:
         print(json.dumps(found, indent=2))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("region", "process", "pid", "state", "restarts", title=f"{found['state']} · {found['data']}")
     for name, region in found["regions"].items():
         for process in region["processes"]:

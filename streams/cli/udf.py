@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli.lifecycle import one_line_errors
+from streams.cli.errors import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
 from streams.cli.udf_machine import register as register_machine
 from streams.cli.udf_safety import print_builtin, print_regions, register

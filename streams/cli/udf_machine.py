@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli.lifecycle import one_line_errors
+from streams.cli.errors import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli.lifecycle import one_line_errors
+from streams.cli.errors import one_line_errors
 from streams.cli.session import DataOption, RegionOption, UrlOption, run
 from streams.model.errors import BadInput, NotFound, StreamsError
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from streams.cli.lifecycle import one_line_errors
+from streams.cli.errors import one_line_errors
 from streams.cli.udf_caps import with_udf_caps
 from streams.model.topology import Topology
 from streams.processing.main import run_worker

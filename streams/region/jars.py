@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import requests
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from streams.model.errors import StreamsError, Unavailable
 from streams.region.paths import cache_dir
+
+if TYPE_CHECKING:  # imported where something is downloaded: a start with the jars there does without
+    import requests
 
 LOCK_FILE = Path(__file__).with_name("jars.lock")
 KAFKA_VERSION = "4.3.1"
@@ -123,6 +124,10 @@ def _verified(path: Path, jar: Jar) -> bool:
 
 
 def _download_all(jars: Sequence[Jar], directory: Path, options: FetchOptions) -> None:
+    import requests
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     base_url = (options.base_url or _repository()).rstrip("/")
     total = sum(jar.size_bytes for jar in jars)
     console = Console(stderr=True, quiet=options.quiet)
@@ -147,6 +152,8 @@ def _download_all(jars: Sequence[Jar], directory: Path, options: FetchOptions) -
 def _download(
     session: requests.Session, url: str, directory: Path, jar: Jar, options: FetchOptions, advance: Advance
 ) -> None:
+    import requests
+
     part = directory / f"{jar.filename}.part"
     reason = ""
     for attempt in range(options.attempts):
@@ -172,6 +179,8 @@ def _download(
 def _continue_download(
     session: requests.Session, url: str, part: Path, jar: Jar, timeout_s: float, advance: Advance
 ) -> None:
+    import requests
+
     have = part.stat().st_size if part.exists() else 0
     if have >= jar.size_bytes:
         part.unlink()
@@ -199,6 +208,8 @@ def _continue_download(
 
 
 def _short(error: requests.RequestException) -> str:
+    import requests
+
     if error.response is not None:
         return f"the server answered {error.response.status_code}"
     if isinstance(error, requests.Timeout):

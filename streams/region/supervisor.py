@@ -26,6 +26,10 @@ from streams.region.processes import ProcessId, kill_group, start_child
 
 STATE_FILE = "supervisor.json"
 STATE_RETRY_S = 1.0
+POLL_S = (
+    0.05  # between questions whether a process is ready, while it is young; each costs the start half a millisecond
+)
+POLL_OLDER_S = 0.1  # after its first second
 REAPER = Path(__file__).with_name("reaper.py")
 
 
@@ -165,11 +169,12 @@ class ManagedProcess:
         await self.kill()
 
     async def _watch_ready(self) -> StreamsError | None:
-        deadline = time.monotonic() + self.spec.ready_timeout_s
+        started_s = time.monotonic()
+        deadline = started_s + self.spec.ready_timeout_s
         while not await asyncio.to_thread(self.spec.is_ready):
             if time.monotonic() > deadline:
                 return self._describe(f"was not ready within {self.spec.ready_timeout_s:.0f} s")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_S if time.monotonic() - started_s < 1.0 else POLL_OLDER_S)
         self._set("running")
         self.ready.set()
         self.settled.set()

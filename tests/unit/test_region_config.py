@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from streams.model.topology import Region
 from streams.region.java import last_errors
 from streams.region.kafka_server import KafkaOptions, server_properties
 from streams.region.mirror_maker import MirrorOptions, mirror_properties
+from streams.region.up import process_env
 
 
 def test_a_mirror_listener_advertises_the_proxy() -> None:
@@ -72,3 +78,27 @@ def test_three_brokers_replicate_and_outlive_one() -> None:
     mirror = mirror_properties(MirrorOptions(Path("d"), Path("l"), 5, (Region("a", three), Region("b", "127.0.0.1:4"))))
     assert (mirror["b->a.replication.factor"], mirror["a->b.replication.factor"]) == ("3", "1")
     assert (mirror["a.offset.storage.replication.factor"], mirror["b.offset.storage.replication.factor"]) == ("3", "1")
+
+
+def test_children_keep_bytecode_in_the_cache_where_it_may_not_lie_beside_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMS_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    script = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **process_env()}
+    child = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert child.stdout.split() == ["False", str(tmp_path / "bytecode")]
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert "PYTHONPYCACHEPREFIX" not in process_env()
+
+
+def test_a_gateway_does_not_import_the_supervisor() -> None:
+    script = (
+        "import sys, streams.cli.gateway\n"
+        "print([name for name in ('requests', 'rich', 'psutil', 'streams.region.up') if name in sys.modules])"
+    )
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "[]"
