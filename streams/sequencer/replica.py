@@ -244,6 +244,8 @@ class Replica(Generic[R]):
         if not same or self.state.next > await self._end():
             log.error("sequenced log %s: another log or another machine; the state is made anew from it", self.topic)
             self.state.reset()
+            self._results.clear()  # of offsets that may be other commands' now
+            self._results_bytes = 0
         if self.state.next < start:
             raise Conflict(
                 f"{self.topic} begins at {start}, this replica needs it from {self.state.next}",

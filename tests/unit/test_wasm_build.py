@@ -20,7 +20,17 @@ ROOT = Path(str(files("wasm_udfs").joinpath("sdk"))).parent
 GOOD = 'name = "n"\nversion = "1"\nabi = 1\nkind = "fold"\nmerge = "lww"\n'
 
 
-BUILT = ["counter", "kv", "extremum", "record_decoder", "telemetry", "anomaly", "strong_kv", "handle_request"]
+BUILT = [
+    "counter",
+    "kv",
+    "extremum",
+    "record_decoder",
+    "telemetry",
+    "anomaly",
+    "strong_kv",
+    "order_book",
+    "handle_request",
+]
 
 
 @pytest.mark.parametrize("name", BUILT)
