@@ -1,11 +1,13 @@
 """Fixtures that every test may use, and which tests may run side by side."""
 
+import os
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
+from streams.region.up import bytecode_env
 from tests.support.kafka import kafka, two_regions
 from tests.support.whole_system import whole_system
 
@@ -23,6 +25,8 @@ SHARERS = (
     "tests/integration/test_udf_deploy_system.py",
 )
 LANES = ("systems that are shared", "systems of their own")
+
+os.environ.update(bytecode_env())  # hundreds of processes are started: none should compile the package again
 
 
 class Lanes(LoadScopeScheduling):

@@ -167,6 +167,7 @@ class Worker:
         self._code = catalog.deployed
         self._well_s = time.monotonic()
         self._stop = asyncio.Event()
+        self._closing = False
         handlers = Handlers(self._dispatch, self._assign, self._revoke, self._cut)
         group = GroupOptions(
             options.group, options.bootstrap_servers, options.session_s, max(0.3, options.session_s / 3)
@@ -202,6 +203,8 @@ class Worker:
             offer_pieces(run, shared.offer, done)
 
     def _assign(self, assigned: frozenset[TP]) -> None:
+        if self._closing:  # a rebalance was under way when the stop came: what began now would outlive its threads
+            return
         log.info("assigned: %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(assigned)) or "nothing")
         for tp in sorted(assigned - self._inputs.keys()):
             self._inputs[tp] = SharedInput(functools.partial(self._group.seek, tp))
@@ -270,6 +273,7 @@ class Worker:
         return 1 if self._failure else 0
 
     async def _shut_down(self, helpers: list[asyncio.Task[None]]) -> None:
+        self._closing = True
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)

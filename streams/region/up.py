@@ -89,10 +89,10 @@ def process_env() -> dict[str, str]:
     """The environment with which children find this very package, installed or not."""
     root = str(Path(streams.__file__).resolve().parents[1])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
-    return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONUNBUFFERED": "1", **_bytecode_env()}
+    return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONUNBUFFERED": "1", **bytecode_env()}
 
 
-def _bytecode_env() -> dict[str, str]:
+def bytecode_env() -> dict[str, str]:
     """Where bytecode may not be kept beside the sources (`PYTHONDONTWRITEBYTECODE`), it is kept in the user's cache.
 
     Every process of every start would compile the whole package again otherwise: 0.3 to 0.5 s of processor each.

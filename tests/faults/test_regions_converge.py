@@ -14,7 +14,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -48,11 +48,18 @@ from tests.support.whole_system import (
 pytestmark = pytest.mark.kafka
 WAIT_S = 5.0  # how long a gateway waits for a token at most
 
+DELETE_GRACE_S = 1.0
+
 
 @pytest.fixture(scope="module")
-def system(whole_system: WholeSystem) -> WholeSystem:
-    """The session's."""
-    return whole_system
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
+    """The system of this file. Deletes are forgotten a second after both regions have passed them."""
+    whole = WholeSystem(tmp_path_factory.mktemp("whole") / "data", env={"STREAMS_DELETE_GRACE_S": f"{DELETE_GRACE_S}"})
+    try:
+        whole.wait_ready()
+        yield whole
+    finally:
+        whole.stop()
 
 
 @pytest.fixture

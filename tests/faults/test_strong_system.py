@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -33,9 +33,14 @@ COUNTER, MIRROR = "strong:counter", "strong:copy"
 
 
 @pytest.fixture(scope="module")
-def system(whole_system: WholeSystem) -> WholeSystem:
-    """The session's."""
-    return whole_system
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
+    """The system of this file, for its kills and cuts."""
+    whole = WholeSystem(tmp_path_factory.mktemp("strong") / "data")
+    try:
+        whole.wait_ready()
+        yield whole
+    finally:
+        assert whole.stop() == 0
 
 
 @asynccontextmanager

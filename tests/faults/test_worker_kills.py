@@ -88,9 +88,12 @@ async def kill_at_random(broker: str, tmp_path: Path, kills: int) -> None:
             await eventually(lambda taken=taken: worker.log.count(TAKEN) > taken, 60)  # type: ignore[misc]
         await asyncio.sleep(rng.uniform(0.0, 1.5))
         worker.kill()
+    taken = worker.log.count(TAKEN)
     worker.start()
     try:
         expected = await load.stop()
+        # All may be committed already, and it is not asked to stop before it can hear that.
+        await eventually(lambda: worker.log.count(TAKEN) > taken, 60)
         state = await eventually(lambda: all_committed(broker, "score"), 60)
     finally:
         status = worker.stop()

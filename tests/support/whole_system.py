@@ -33,7 +33,6 @@ HOME, FAR = REGION_NAMES
 PACE_S = 0.1  # between a writer's puts, and before a refused request is tried again
 WATCH_PACE_S = 0.005
 BATCH = 25
-DELETE_GRACE_S = 1.0  # of the shared system: deletes are forgotten this long after both regions have passed them
 
 
 class WholeSystem(SmallSystem):
@@ -166,12 +165,12 @@ class WholeSystem(SmallSystem):
 
 @pytest.fixture(scope="session")
 def whole_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeSystem]:
-    """The session's whole system, for its start costs most of a minute of CPU. Name your own keys and UDFs.
+    """The session's whole system: its start is dear. Name your own keys and UDFs, and kill no broker.
 
     The last test that uses it may stop it by `streams down`.
     """
     started_s = time.monotonic()
-    system = WholeSystem(tmp_path_factory.mktemp("whole") / "data", env={"STREAMS_DELETE_GRACE_S": f"{DELETE_GRACE_S}"})
+    system = WholeSystem(tmp_path_factory.mktemp("whole") / "data")
     try:
         system.wait_ready()
         print(f"the system was ready after {time.monotonic() - started_s:.1f} s")

