@@ -161,16 +161,19 @@ class EdgeTables:
     @property
     def served(self) -> dict[str, EdgeTable]:
         """What readers see: all tables by the names that they use."""
-        found = {name: table for name, table in self._tables.items() if not table.spec.public}
-        return found | {each: self._tables[name] for each, name in self._points.items() if name in self._tables}
+        found = {name: self._served(name) for name in (*self._tables, *self._points)}
+        return {name: table for name, table in found.items() if table is not None}
 
     def is_served(self, name: str) -> bool:
         """Whether readers see a table of this name."""
-        pointed = self._points.get(name)
-        if pointed is not None and pointed in self._tables:
-            return True
+        return self._served(name) is not None
+
+    def _served(self, name: str) -> EdgeTable | None:
+        pointed = self._tables.get(self._points.get(name, ""))
+        if pointed is not None:
+            return pointed
         found = self._tables.get(name)
-        return found is not None and not found.spec.public
+        return found if found is not None and not found.spec.public else None
 
     async def drop(self, name: str) -> None:
         """Close a retired table's replicas and remove them from the disk. Nobody may be reading it any more."""
