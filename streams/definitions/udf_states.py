@@ -128,7 +128,9 @@ class StateReader:
 
     def hear(self, state: UdfState) -> None:
         """A report that came by another way: it counts until the mirror brings it, for `HEARD_S` at most."""
-        self._heard[state.region, state.name, state.generation] = (state, time.monotonic() + HEARD_S)
+        now_s = time.monotonic()
+        self._heard = {key: early for key, early in self._heard.items() if early[1] > now_s}
+        self._heard[state.region, state.name, state.generation] = (state, now_s + HEARD_S)
         self.on_change()
 
     def start(self) -> None:

@@ -26,10 +26,8 @@ from streams.region.processes import ProcessId, kill_group, start_child
 
 STATE_FILE = "supervisor.json"
 STATE_RETRY_S = 1.0
-POLL_S = (
-    0.05  # between questions whether a process is ready, while it is young; each costs the start half a millisecond
-)
-POLL_OLDER_S = 0.1  # after its first second
+POLL_S = 0.05  # between questions whether a process is ready; each costs the start half a millisecond
+POLL_OLDER_S = 0.1  # the same, after the process's first second
 REAPER = Path(__file__).with_name("reaper.py")
 
 
