@@ -58,7 +58,7 @@ def status(
     data: Data = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """Show regions and processes; exits 0 while the supervisor lives."""
-    found = system.status(data_dir(data))
+    found = system.with_mirror_ages(system.status(data_dir(data)))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -74,6 +74,9 @@ def status(
     console.print(table)
     for name, region in found["regions"].items():
         console.print(f"{name}  gateway {region['gateway']}  kafka {region['bootstrap_servers']}", soft_wrap=True)
+        for origin, age_ms in (region["mirrored_age_ms"] or {}).items():
+            age = "has not come yet" if age_ms is None else f"is {age_ms / 1000:.1f} s old"
+            console.print(f"{name}  what comes from {origin} {age}", soft_wrap=True)
 
 
 @app.command()

@@ -63,9 +63,11 @@ class Gateway:
     """One region's gateway.
 
     `unready` says why the region cannot serve yet, None when it can; `create_topics` makes a new keyspace's topics
-    here. `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
-    sequencer, if there is one; `trading`: the order books. `udfs`: those deployed; `functions`: those that run here.
-    `started`: until then only open routes are served. `closing` is set when the gateway stops: streams end then.
+    here. `copied_ms` tells how old the copy of each other region's tables is, None where there is none yet.
+    `log_bytes` tells the topics' sizes on the brokers' disks, `purges` how many were emitted. `strong`: the
+    sequencer, if there is one; `trading`: the order books. `udfs`: those deployed; `functions`: those that run
+    here. `started`: until then only open routes are served. `closing` is set when the gateway stops: streams end
+    then.
     """
 
     topology: Topology
@@ -78,6 +80,7 @@ class Gateway:
     unready: Callable[[], Awaitable[str | None]] = _always_ready
     create_topics: Callable[[Keyspace], Awaitable[None]] = _no_topics
     log_bytes: Callable[[], Awaitable[dict[str, int]]] = _no_logs
+    copied_ms: Callable[[], dict[str, int | None]] = dict
     purges: Callable[[], int] = int
     strong: Sequencer | None = None
     trading: Trading | None = None

@@ -58,7 +58,20 @@ class Metrics:
         self.staleness_ms = Gauge(
             "streams_table_staleness_milliseconds", "Age of a table's oldest origin", ["table"], registry=self.registry
         )
+        self._of_the_log()
+        self.udfs = {
+            name: Gauge(f"streams_udf_{name}", text, ["udf", "table", "version"], registry=self.registry)
+            for name, text in _UDFS.items()
+        }
+        self.udf_traps = Gauge(
+            "streams_udf_traps",
+            "Events that stopped a UDF of this region, as its workers reported, since those began",
+            ["udf", "table", "version", "kind"],
+            registry=self.registry,
+        )
 
+    def _of_the_log(self) -> None:
+        """What is about logs, the mirror and the tables made of them."""
         self.log_bytes = Gauge(
             "streams_log_bytes",
             "Bytes of a topic's segments on the brokers' disks, without indices",
@@ -86,14 +99,15 @@ class Metrics:
             registry=self.registry,
         )
 
-        self.udfs = {
-            name: Gauge(f"streams_udf_{name}", text, ["udf", "table", "version"], registry=self.registry)
-            for name, text in _UDFS.items()
-        }
-        self.udf_traps = Gauge(
-            "streams_udf_traps",
-            "Events that stopped a UDF of this region, as its workers reported, since those began",
-            ["udf", "table", "version", "kind"],
+        self.copied_ms = Gauge(
+            "streams_mirrored_age_milliseconds",
+            "Age of the oldest copy of another region's tables, here",
+            ["origin"],
+            registry=self.registry,
+        )
+        self.hanging = Counter(
+            "streams_hanging_transactions_ended_total",
+            "Transactions in the region's log whose markers were lost, ended by this gateway",
             registry=self.registry,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -44,17 +45,23 @@ class SystemRoutes:
         return reply({"status": "ok", "region": self._gateway.region.name})
 
     async def readiness(self, call: Call) -> Reply:
-        """Ready, or why not (503)."""
+        """Ready, or why not (503); also how old the copies of other regions' tables are, which is no reason."""
         reason = "the gateway is stopping" if self._gateway.closing.is_set() else await self._gateway.unready()
         if reason is not None:
             raise Unavailable(reason, fix="wait; see `streams status` and `streams logs`")
-        return reply({"status": "ready", "region": self._gateway.region.name, "load": self._gateway.probes.load()})
+        gateway = self._gateway
+        copies = {name: {"age_ms": age_ms} for name, age_ms in gateway.copied_ms().items()}
+        return reply(
+            {"status": "ready", "region": gateway.region.name, "load": gateway.probes.load(), "mirrored": copies}
+        )
 
     async def metrics(self, call: Call) -> Reply:
         """The exposition format."""
         for name in self._gateway.tables.tables | self._gateway.tables.served:
             staleness = self._gateway.tables.staleness_ms(name)
             self._gateway.metrics.staleness_ms.labels(name).set(staleness)
+        for origin, age_ms in self._gateway.copied_ms().items():
+            self._gateway.metrics.copied_ms.labels(origin).set(math.nan if age_ms is None else age_ms)
         self._measure_tables()
         self._measure_udfs()
         await self._measure_logs()

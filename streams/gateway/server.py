@@ -31,6 +31,7 @@ from streams.gateway.auth import Authority
 from streams.gateway.context import Gateway, GatewayOptions
 from streams.gateway.functions import FunctionService
 from streams.gateway.http_server import HttpServer
+from streams.gateway.log_watch import watch_log
 from streams.gateway.machines import MachineService
 from streams.gateway.peers import Announcer
 from streams.gateway.routes_schemas import schema_routes
@@ -152,14 +153,14 @@ class GatewayServer:
             authority=Authority.load(tokens),
             unready=self._unready,
             create_topics=self._create_topics,
+            copied_ms=self._copied_ms,
             log_bytes=self._admin.log_bytes,
             purges=lambda: self.purger.emitted,
             udfs=self.udfs,
         )
         self.gateway.started = False
         self.gateway.geoip = None if options.geoip is None else GeoIp(options.geoip)
-        self.gateway.strong = self.strong
-        self.gateway.trading = self.trading
+        self.gateway.strong, self.gateway.trading = self.strong, self.trading
         self._run_udfs(topology, place)
         self.http = HttpServer(
             GatewayApp(self.gateway, schema_routes(self.definitions, lambda: self.gateway.authority)),
@@ -205,6 +206,7 @@ class GatewayServer:
 
     async def _bring_up(self) -> None:
         await self._until("the region's Kafka", self._start_admin)
+        self._spawn(watch_log(self._admin, self.gateway.topology, self.gateway.metrics), "log watch")
         await self._until("topics", lambda: self._topics(BUILTIN))
         await self._until("the producer", self.producer.start)
         self._spawn(self.announcer.run(), "announcements")
@@ -299,6 +301,13 @@ class GatewayServer:
     def _heard_ms(self, region: str) -> int:
         """How old the newest word from a region is: of the tables that every region's worker writes."""
         return min(self._table_ms(each.name, region) for each in BUILTIN if not each.is_strong)
+
+    def _copied_ms(self) -> dict[str, int | None]:
+        """By region: the age of the oldest partition that came from there, of the tables that every worker writes."""
+        tables = [each.name for each in BUILTIN if not each.is_strong]
+        others = (name for name in self.gateway.topology.names if name != self.gateway.region.name)
+        ages = {name: max(self._table_ms(table, name) for table in tables) for name in others}
+        return {name: age if age < _BEGUN_MS else None for name, age in ages.items()}
 
     def _table_ms(self, table: str, region: str) -> int:
         known = table in self.tables.tables

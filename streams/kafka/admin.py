@@ -69,6 +69,11 @@ class Admin:
         self._bootstrap, self._timeout_s = bootstrap_servers, timeout_s
         self._link = Link(bootstrap_servers, "streams-admin", timeout_s)
 
+    @property
+    def link(self) -> Link:
+        """Its connections, for further requests of this room."""
+        return self._link
+
     async def start(self) -> None:
         """Connect."""
         await self._link.start()

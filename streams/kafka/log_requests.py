@@ -45,18 +45,19 @@ class AlterStruct(RequestStruct):  # type: ignore[misc]
 
 
 class AlterRequest(Request[AlterStruct]):  # type: ignore[misc]
-    """Set the given settings of topics; the others stay (unlike AlterConfigs, which resets them)."""
+    """Set the given settings of topics, or of what else `kind` is (4: brokers, by id); the others stay (unlike
+    AlterConfigs, which resets them)."""
 
     API_KEY = 44
 
-    def __init__(self, changes: Mapping[str, Mapping[str, str]]) -> None:
-        self._changes = changes
+    def __init__(self, changes: Mapping[str, Mapping[str, str]], *, kind: int = _TOPIC) -> None:
+        self._changes, self._kind = changes, kind
 
     def build(self, request_struct_class: Any) -> Any:
         """The request in the version the broker speaks."""
         resources = [
-            (_TOPIC, topic, [(name, _SET, value) for name, value in settings.items()])
-            for topic, settings in self._changes.items()
+            (self._kind, of, [(name, _SET, value) for name, value in settings.items()])
+            for of, settings in self._changes.items()
         ]
         return request_struct_class(resources, False)
 

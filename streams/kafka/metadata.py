@@ -41,9 +41,20 @@ class _Tags(TaggedFields):  # type: ignore[misc]
     pass
 
 
-def _array(*fields: tuple[str, Any]) -> Any:
+def flexible(*fields: tuple[str, Any]) -> Any:
+    """The schema of a structure of a flexible version: these fields and the tags."""
+    return Schema(*fields, ("tags", _Tags))
+
+
+def array_of(*fields: tuple[str, Any]) -> Any:
+    """A compact array of structures of a flexible version."""
+    return values_of(flexible(*fields))
+
+
+def values_of(item: Any) -> Any:
+    """A compact array of single values."""
     array = CompactArray(Int32)
-    array.array_of = Schema(*fields)
+    array.array_of = item
     return array
 
 
@@ -52,30 +63,29 @@ class TopicIdsResponse(Response):  # type: ignore[misc]
 
     API_KEY = 3
     API_VERSION = 12
-    SCHEMA = Schema(
+    SCHEMA = flexible(
         ("throttle_time_ms", Int32),
         (
             "brokers",
-            _array(
+            array_of(
                 ("node_id", Int32),
                 ("host", CompactString("utf-8")),
                 ("port", Int32),
                 ("rack", CompactString("utf-8")),
-                ("tags", _Tags),
             ),
         ),
         ("cluster_id", CompactString("utf-8")),
         ("controller_id", Int32),
         (
             "topics",
-            _array(
+            array_of(
                 ("error_code", Int16),
                 ("name", CompactString("utf-8")),
                 ("topic_id", Uuid),
                 ("is_internal", Boolean),
                 (
                     "partitions",
-                    _array(
+                    array_of(
                         ("error_code", Int16),
                         ("partition", Int32),
                         ("leader", Int32),
@@ -83,14 +93,11 @@ class TopicIdsResponse(Response):  # type: ignore[misc]
                         ("replicas", CompactArray(Int32)),
                         ("isr", CompactArray(Int32)),
                         ("offline", CompactArray(Int32)),
-                        ("tags", _Tags),
                     ),
                 ),
                 ("authorized_operations", Int32),
-                ("tags", _Tags),
             ),
         ),
-        ("tags", _Tags),
     )
 
 
@@ -101,11 +108,10 @@ class TopicIdsRequestStruct(RequestStruct):  # type: ignore[misc]
     API_KEY = 3
     API_VERSION = 12
     RESPONSE_TYPE = TopicIdsResponse
-    SCHEMA = Schema(
-        ("topics", _array(("topic_id", Uuid), ("name", CompactString("utf-8")), ("tags", _Tags))),
+    SCHEMA = flexible(
+        ("topics", array_of(("topic_id", Uuid), ("name", CompactString("utf-8")))),
         ("allow_auto_topic_creation", Boolean),
         ("include_topic_authorized_operations", Boolean),
-        ("tags", _Tags),
     )
 
 

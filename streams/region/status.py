@@ -9,8 +9,11 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from streams.model.errors import NotFound, Timeout, Unavailable
 from streams.model.topology import Topology
@@ -62,6 +65,27 @@ def status(data: Path) -> dict[str, Any]:
         for region in topology.regions
     }
     return {"regions": regions, "state": state["state"], "data": str(data), "supervisor": {"pid": supervisor.pid}}
+
+
+def with_mirror_ages(found: dict[str, Any], timeout_s: float = 1.0) -> dict[str, Any]:
+    """`found` by `status`, and what each region's gateway says of its copies of other regions' tables: their age in
+    milliseconds (`mirrored_age_ms`, by region), None where there is no copy yet. None where a gateway does not say."""
+    with ThreadPoolExecutor(max_workers=max(1, len(found["regions"]))) as pool:
+        ages = list(pool.map(lambda each: _mirror_ages(each["gateway"], timeout_s), found["regions"].values()))
+    for region, age_ms in zip(found["regions"].values(), ages, strict=True):
+        region["mirrored_age_ms"] = age_ms
+    return found
+
+
+def _mirror_ages(gateway: str, timeout_s: float) -> dict[str, int | None] | None:
+    address = urlsplit(gateway)
+    with contextlib.closing(HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            said = json.loads(connection.getresponse().read())
+        except (OSError, HTTPException, ValueError):
+            return None
+    return {name: each["age_ms"] for name, each in said["mirrored"].items()} if "mirrored" in said else None
 
 
 def down(data: Path, *, timeout_s: float = 75.0) -> bool:

@@ -7,7 +7,6 @@ One real system for the file: two Kafkas, MirrorMaker 2 through proxies that can
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -26,6 +25,8 @@ from streams.model.errors import Timeout
 from streams.model.keys import partition_for
 from streams.model.marker import MARKER_KEY, InputPosition, Marker
 from streams.model.row import Cell, MergeType, Row, counter_payload, encode_row
+from tests.support.hanging import hang
+from tests.support.mirror import both_young, ended, replayed, rewind_mirror
 from tests.support.polling import eventually
 from tests.support.whole_system import (
     FAR,
@@ -150,6 +151,29 @@ async def test_a_killed_mirror_resumes_exactly(system: WholeSystem, seeded: rand
     print(f"{ledger.puts} puts; SIGKILL to equal tables {time.monotonic() - killed_s:.1f} s, after load {took_s:.1f} s")
 
 
+async def test_a_direction_outlives_transactions_that_hang(system: WholeSystem) -> None:
+    """As a broker killed twice once left them: markers lost, in a copy and in the mirror's positions."""
+    positions, copies = f"mm2-offsets.{HOME}.internal", f"{HOME}.table.score"
+    async with Admin(system.kafka(FAR)) as admin:
+        unit = [record for record in await read_log(system.kafka(FAR), copies) if record.partition == 0][-1:]
+        await hang(admin, positions, 0, [(b"[]", b"{}", [])])
+        await hang(admin, copies, 0, [(record.key, record.value, list(record.headers)) for record in unit])
+        stuck = await admin.end_offsets([(positions, 0), (copies, 0)])
+        assert all(stuck[tp] < end for tp, end in (await admin.end_offsets(stuck, committed=False)).items())
+        pid, started_s = system.kill("mirror"), time.monotonic()
+        await system.back("mirror", pid)
+        ledger = Ledger()
+        async with system.sessions() as (home, _):
+            for number in range(20):  # of both partitions
+                assert await ledger.put(home, f"score:hang-{number}", 1)
+        await converged(system, ledger.acked, "score:hang-", 90)
+        print(f"healed after {time.monotonic() - started_s:.1f} s")
+        await eventually(lambda: both_young(system), 30)
+        ends = await admin.end_offsets(stuck, committed=False)
+        assert all(stuck[tp] < end for tp, end in (await admin.end_offsets(stuck)).items()), (stuck, ends)
+    assert sum([await ended(system.url(region)) for region in (HOME, FAR)]) >= 2
+
+
 async def test_replayed_changelogs_change_nothing(system: WholeSystem, seeded: random.Random) -> None:
     keys = [f"score:replay-{number}" for number in range(40)]
     ledger = Ledger()
@@ -171,36 +195,6 @@ async def test_replayed_changelogs_change_nothing(system: WholeSystem, seeded: r
         await restart_gateway_empty(system, FAR)
         await converged(system, ledger.acked, "score:replay-")
     print(f"{ledger.puts} puts; positions {rewound} set back to the start; {repeated} of {before} units came twice")
-
-
-async def rewind_mirror(system: WholeSystem, topic: str) -> dict[int, int]:
-    """Write the beginning as MirrorMaker's position of `topic`; returns the positions that were there, by partition."""
-    offsets_topic = f"mm2-offsets.{HOME}.internal"
-    latest: dict[bytes, tuple[int, bytes]] = {}
-    for record in await read_log(system.kafka(FAR), offsets_topic):
-        if record.value is not None and json.loads(record.key)[1].get("topic") == topic:
-            latest[record.key] = record.partition, record.value
-    assert len(latest) == 2, f"positions of both partitions of {topic}: {latest}"
-    async with Admin(system.kafka(HOME)) as admin:
-        starts = await admin.start_offsets([(topic, number) for number in range(2)])
-    async with AIOKafkaProducer(bootstrap_servers=system.kafka(FAR)) as producer:
-        for key, (place, value) in latest.items():
-            number = json.loads(key)[1]["partition"]
-            earlier = json.dumps({**json.loads(value), "offset": starts[topic, number]})  # type: ignore[index]
-            await producer.send_and_wait(offsets_topic, earlier.encode(), key, partition=place)
-    return {json.loads(key)[1]["partition"]: json.loads(value)["offset"] for key, (_, value) in latest.items()}
-
-
-async def replayed(system: WholeSystem, topic: str) -> int:
-    """How many markers of a mirrored changelog are not newer than one before them in their partition."""
-    highest: dict[int, int] = {}
-    repeated = 0
-    for record in await read_log(system.kafka(FAR), topic):
-        if record.key == MARKER_KEY:
-            seq = Marker.decode(record.value).seq
-            repeated += seq <= highest.get(record.partition, 0)
-            highest[record.partition] = max(seq, highest.get(record.partition, 0))
-    return repeated
 
 
 async def restart_gateway_empty(system: WholeSystem, region: str) -> None:
