@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from streams.bench.http_client import Connection, client_overhead_ms
-from streams.bench.own_system import own_system, wait_visible
+from streams.bench.own_system import SETTLE_S, own_system, settle, wait_visible
 from streams.bench.report import Result, at_most
 from streams.bench.statistics import percentile
 from streams.model.errors import StreamsError
@@ -19,7 +19,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LatencyOptions:
-    """How often each latency is measured, pauses between puts whose visibility is timed, and the table's size."""
+    """How often each latency is measured, pauses between puts whose visibility is timed, and the table's size.
+
+    `warmups`: rounds of puts before what is timed. `settle_s`: how long the regions may take in what was loaded.
+    """
 
     puts: int = 2000
     visibilities: int = 400
@@ -27,6 +30,8 @@ class LatencyOptions:
     reads: int = 2000
     players: int = 1_000_000
     warmup: int = 200
+    warmups: int = 3
+    settle_s: float = SETTLE_S
     seed: int = 7
 
 
@@ -34,7 +39,8 @@ def bench_put(options: LatencyOptions, say: Say) -> list[Result]:
     """Durable put latency of one client on an otherwise idle two-region system of its own."""
     say("starting two regions")
     with own_system() as system:
-        measure_put(system.first, options)  # the JVMs compile what they will need
+        for _ in range(options.warmups):  # the JVMs compile what they will need
+            measure_put(system.first, options)
         samples = {
             "one client": measure_put(system.first, options),
             f"one client, a pause of {options.pause_s * 1e3:.0f} ms after each": measure_put(
@@ -67,7 +73,8 @@ def bench_visible(options: LatencyOptions, say: Say) -> list[Result]:
     """From sending a put until a read shows it: at the same region's gateway, and at the other region's."""
     say("starting two regions")
     with own_system() as system:
-        measure_put(system.first, options)  # the JVMs compile what they will need
+        for _ in range(options.warmups):  # the JVMs compile what they will need
+            measure_put(system.first, options)
         samples = {
             "same region": measure_visible(system.first, system.first, options),
             "other region": measure_visible(system.first, system.second, options),
@@ -108,6 +115,7 @@ def bench_read(options: LatencyOptions, say: Say) -> list[Result]:
         say(f"loading {options.players:,} players")
         per_s = load_players(system.first, options)
         say(f"loaded {per_s:,.0f} puts/s until visible")
+        settle(options.settle_s)  # the other region takes the players in, too
         samples = measure_reads(system.first, options)
     results = []
     for what, seconds in samples.items():

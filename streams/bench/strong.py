@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from streams.bench.crowd import crowd
 from streams.bench.http_client import Connection, client_overhead_ms
+from streams.bench.order_batches import OrderBatches, measure_batches
 from streams.bench.own_system import OwnSystem, cpu_s, own_system
 from streams.bench.report import Result, at_least, at_most
 from streams.bench.statistics import percentile
 from streams.model.errors import BadInput, StreamsError
 
 Say = Callable[[str], None]
-PARTS = ("latency", "commands", "brokers")
+PARTS = ("latency", "commands", "batches", "brokers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ def bench_strong(options: StrongOptions, say: Say) -> list[Result]:
                 results += _latencies(system, options, say)
             if "commands" in options.parts:
                 results += _commands(system, options, say)
+    if "batches" in options.parts:
+        say("starting two regions")
+        with own_system() as system:
+            results += measure_batches(system, OrderBatches(), say)
     if "brokers" in options.parts:
         say("starting a region of three brokers")
         with own_system("us-east", brokers=3) as system:

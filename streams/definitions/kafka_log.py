@@ -36,7 +36,9 @@ class KafkaLogOptions:
     settings: Mapping[str, str] = field(default_factory=lambda: TOPIC_SETTINGS)
     request_timeout_s: float = 20.0
     batch_bytes: int = 900_000
-    fetch: FetchOptions = FetchOptions(client_id="streams-definitions", partition_bytes=1 << 20)  # noqa: RUF009
+    fetch: FetchOptions = FetchOptions(  # noqa: RUF009
+        client_id="streams-definitions", partition_bytes=1 << 20, max_wait_ms=2_000
+    )
 
 
 class TopicReader:

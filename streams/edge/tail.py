@@ -11,6 +11,7 @@ from streams.edge.edge_store import EdgeTables, ReplicaId
 from streams.kafka.admin import Admin, TopicInfo
 from streams.kafka.changelog_reader import ChangelogOptions, ChangelogReader, Unit, restore
 from streams.kafka.errors import OffsetOutOfRange
+from streams.kafka.raw_fetch import Pace
 from streams.kafka.run import TP
 from streams.model.errors import StreamsError, Timeout
 from streams.state.partition import TablePartition
@@ -36,7 +37,7 @@ class TailOptions:
     @property
     def following(self) -> ChangelogOptions:
         """How the changelogs are read once they are restored."""
-        return replace(self.changelog, fetch=replace(self.changelog.fetch, pace_s=self.pace_s))
+        return replace(self.changelog, fetch=replace(self.changelog.fetch, pace=Pace(self.pace_s, self.pace_s)))
 
 
 class ChangelogTail:

@@ -62,7 +62,15 @@ class Link:
     each other (a broker answers one connection's requests one after another).
     """
 
-    def __init__(self, bootstrap_servers: str, client_id: str = "streams", request_timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        client_id: str = "streams",
+        request_timeout_s: float = 20.0,
+        linger_s: float = 0.0,
+    ) -> None:
+        """`linger_s`: how long an append waits for others to share its request (0: those of one turn of the loop)."""
+        self._linger_s = linger_s
         self.bootstrap_servers = bootstrap_servers
         self._client_id, self._request_timeout_s = client_id, request_timeout_s
         self._client: Any = None
@@ -108,7 +116,7 @@ class Link:
         waiting = self._appends.setdefault(node, [])
         waiting.append(append)
         if len(waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._flush, node)
+            asyncio.get_running_loop().call_later(self._linger_s, self._flush, node)
         return await append.answer
 
     def _flush(self, node: int) -> None:

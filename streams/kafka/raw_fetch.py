@@ -35,6 +35,20 @@ def _private_copy(name: str) -> ModuleType:
     return module
 
 
+@dataclass(frozen=True)
+class Pace:
+    """The least time between an answer that held anything and the next fetch from that broker: `after_few_s`, or
+    `after_many_s` when it had more than `few_bytes`. Who sends many at a time is waiting for none of them."""
+
+    after_few_s: float = 0.0
+    after_many_s: float = 0.0
+    few_bytes: int = 512
+
+    def after(self, size_bytes: int) -> float:
+        """Seconds after an answer of this size."""
+        return self.after_many_s if size_bytes > self.few_bytes else self.after_few_s
+
+
 class _RawRecords:
     """Stands for aiokafka's MemoryRecords: keeps the record set's bytes."""
 
@@ -71,6 +85,11 @@ class _RawPartition:
         self._fetched_at_ms = time.time_ns() // 1_000_000
         self.next_fetch_offset = fetch_offset
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes as fetched."""
+        return self._records.size_in_bytes()
+
     def run(self, high_watermark: int) -> Run:
         """The committed batches from the position on, which moves behind them."""
         base = self.next_fetch_offset
@@ -100,6 +119,11 @@ class _RawResult(_fetcher.FetchResult):  # type: ignore[misc, name-defined]
         state.consumed_to(run.next)
         return [run]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its Run as fetched; 0 once it was given."""
+        return 0 if self._partition_records is None else self._partition_records.size_bytes
+
 
 class _Positioned:
     """A view of an assignment that shows only the partitions whose position somebody has set."""
@@ -117,25 +141,31 @@ class _Positioned:
 class RawFetcher(_fetcher.Fetcher):  # type: ignore[misc, name-defined]
     """aiokafka's Fetcher giving Runs. It fetches no partition before a `seek`: group offsets are never consulted."""
 
-    pace_s = 0.0
+    pace = Pace()
 
     def _get_actions_per_node(self, assignment: Any) -> Any:
         return super()._get_actions_per_node(_Positioned(assignment))
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
-        """One fetch, not sooner than `pace_s` after the broker's last answer that held anything.
+        """One fetch, not sooner after the broker's last answer that held anything than `pace` says.
 
         After a pause the fetch already waits at the broker, so an event that comes alone is not held up; events in
         close succession share fetches, folds and commits instead of each paying for its own. Nothing is in close
         succession to an empty answer: the next fetch follows at once.
         """
-        answered_s = self.__dict__.setdefault("_answered_s", {})
-        wait_s = answered_s.get(node_id, 0.0) + self.pace_s - time.monotonic()
+        next_s = self.__dict__.setdefault("_next_s", {})
+        wait_s = next_s.get(node_id, 0.0) - time.monotonic()
         if wait_s > 0:
-            await asyncio.sleep(wait_s)
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                return (
+                    False  # as for a fetch under way: `close` awaits what it cancels, and must not be cancelled by it
+                )
         found = await super()._proc_fetch_request(assignment, node_id, request)
         if found:
-            answered_s[node_id] = time.monotonic()
+            waiting = sum(each.size_bytes for each in self._records.values() if isinstance(each, _RawResult))
+            next_s[node_id] = time.monotonic() + self.pace.after(waiting)
         return bool(found)
 
 
@@ -147,22 +177,21 @@ _consumer.Fetcher = RawFetcher  # type: ignore[attr-defined]
 
 
 class RawKafkaConsumer(_consumer.AIOKafkaConsumer):  # type: ignore[misc, name-defined]
-    """aiokafka's AIOKafkaConsumer (same arguments, and `pace_s`) with `RawFetcher`: `fetched_records` gives Runs."""
+    """aiokafka's AIOKafkaConsumer (same arguments, and `pace`) with `RawFetcher`: `fetched_records` gives Runs."""
 
-    def __init__(self, *topics: str, pace_s: float = 0.0, **settings: Any) -> None:
+    def __init__(self, *topics: str, pace: Pace = Pace(), **settings: Any) -> None:
         super().__init__(*topics, **settings)
-        self._pace_s = pace_s
+        self._pace = pace
 
     async def start(self) -> None:
         """Connect and begin to fetch."""
         await super().start()
-        self._fetcher.pace_s = self._pace_s
+        self._fetcher.pace = self._pace
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How a reader fetches. Sizes in bytes. `max_wait_ms` bounds an idle fetch (data is answered at once). `pace_s`:
-    the least time between a broker's answer and the next fetch from it."""
+    """How a reader fetches. Sizes in bytes. `max_wait_ms` bounds an idle fetch (data is answered at once)."""
 
     read_committed: bool = True
     max_wait_ms: int = 250
@@ -171,7 +200,7 @@ class FetchOptions:
     check_crcs: bool = True
     request_timeout_s: float = 30.0
     client_id: str = "streams-reader"
-    pace_s: float = 0.0
+    pace: Pace = Pace()
 
     def consumer_settings(self) -> dict[str, Any]:
         """The same as arguments of aiokafka's consumer."""
@@ -186,7 +215,7 @@ class FetchOptions:
             "request_timeout_ms": int(self.request_timeout_s * 1000),
             "auto_offset_reset": "none",
             "enable_auto_commit": False,
-            "pace_s": self.pace_s,
+            "pace": self.pace,
         }
 
 

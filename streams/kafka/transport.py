@@ -23,7 +23,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
 from streams.kafka.flow import Flow
-from streams.kafka.raw_fetch import FetchOptions, RawKafkaConsumer
+from streams.kafka.raw_fetch import FetchOptions, Pace, RawKafkaConsumer
 from streams.kafka.run import TP, Run
 from streams.model.errors import Conflict
 
@@ -41,7 +41,7 @@ class TransportOptions:
     on_assigned: AssignedHook
     budget_bytes: int = 32 * 1024 * 1024
     budget_runs: int = 1000
-    fetch: FetchOptions = FetchOptions(client_id="streams-worker", pace_s=0.02)  # noqa: RUF009 (frozen)
+    fetch: FetchOptions = FetchOptions(client_id="streams-worker", pace=Pace(0.02, 0.04))  # noqa: RUF009 (frozen)
 
 
 class RunMessage(ConsumerMessage):  # type: ignore[misc]

@@ -51,6 +51,7 @@ from streams.wasm.map_host import MapHost
 log = logging.getLogger(__name__)
 
 _BROKER_WAIT_S = 60.0
+_LINGER_S = 0.003  # so long one partition's unit waits for those of the others that were fetched with it
 _WRITER = WriterOptions(timeout_s=20.0, transaction_timeout_s=30.0, batch_bytes=RECORD_BYTES_MAX - 1024, in_flight=1)
 _LINE_S = 60.0
 _AILING_S = 5.0
@@ -159,7 +160,7 @@ class Worker:
         """`states`: where what the UDFs use is reported."""
         self.options, self._catalog, self._states = options, catalog, states
         self._admin = Admin(options.bootstrap_servers)
-        self._link = Link(options.bootstrap_servers, f"worker-{options.region}")
+        self._link = Link(options.bootstrap_servers, f"worker-{options.region}", linger_s=_LINGER_S)
         self._factory = PartitionFactory(options, self._admin, self._link, catalog)
         self._inputs: dict[TP, SharedInput] = {}
         self._watchdog = LagWatchdog(options.watchdog)

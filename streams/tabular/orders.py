@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from streams.tabular.tables import encoded
 
 _NEEDED = ("id", "symbol", "side", "quantity")
 _OTHERS = ("type", "price", "account")
@@ -23,6 +26,11 @@ class OrderColumns:
     ids: list[str]
     values: dict[str, list[Any]]
     codes: dict[str, NDArray[np.int64]]
+
+
+def order_stream(columns: Mapping[str, Sequence[str]]) -> bytes:
+    """Orders in columns of text, as the Arrow stream that `orders:batch` takes."""
+    return encoded(pa.RecordBatch.from_pydict({name: list(column) for name, column in columns.items()}))
 
 
 def order_columns(batch: Any) -> OrderColumns | None:

@@ -53,7 +53,8 @@ class Workers:
 
     def lines(self, kind: str = "next") -> list[dict[str, Any]]:
         """The lines that have this field."""
-        found = [json.loads(line) for line in self.out.read_text().splitlines()]
+        whole, _, _being_written = self.out.read_text().rpartition("\n")
+        found = [json.loads(line) for line in whole.splitlines()]
         return [line for line in found if kind in line]
 
     def events(self) -> int:
