@@ -10,17 +10,24 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from streams.bench.delay_proxy import delayed
 from streams.bench.http_client import Connection, client_overhead_ms
 from streams.bench.own_system import OwnSystem, own_system, streams_command, wait_visible
 from streams.bench.report import Result, at_least, at_most
 from streams.bench.saturate import saturate
 from streams.bench.statistics import median, percentile
+from streams.kafka.batches import ProducerState, encode_batches
+from streams.kafka.partitioner import slice_partitions
 from streams.model.errors import Timeout
+from streams.serde import FRAME, Columns, encode_frames, load_builtin
 from streams.wasm import measure
-from streams.wasm.batch import Batch, Event, build
+from streams.wasm.avro_program import avro_program
+from streams.wasm.batch import OP_PUT, Batch, Event, build
 from streams.wasm.build import write_modules
 from streams.wasm.builtin import builtin_module
+from streams.wasm.decoder import DecoderConfig, RecordDecoder, SchemaProgram
 from streams.wasm.engine import ModuleCache
 from streams.wasm.function_abi import FunctionRequest
 from streams.wasm.function_engine import FunctionModules
@@ -126,21 +133,42 @@ def counter_batch(events: int) -> Batch:
     )
 
 
+def frame_batch(events: int) -> Batch:
+    """The same puts as a worker gets them of `put_many`: in a frame, whose dictionary tells their keys apart."""
+    schema, cache = load_builtin()["streams.CounterAdd"], ModuleCache()
+    keys = [f"score:p{i * 7919 % KEYS:04d}" for i in range(events)]
+    columns = Columns(keys, {"add": np.ones(events, np.int64)})
+    (frame,) = encode_frames(columns, schema, slice_partitions(1), max_puts=events)
+    headers = [("hlc", b"%d" % (1_000 << 16))]
+    (record,) = encode_batches([(None, frame.value, headers)], ProducerState(-1, -1, False), 0, 1 << 20)
+    programs = {schema.id: SchemaProgram(OP_PUT, avro_program(schema.document))}
+    decoder = RecordDecoder(cache)
+    try:
+        config = DecoderConfig("score", programs, frame_schema_id=load_builtin()[FRAME].id)
+        return Batch.parse(bytes(decoder.decode([record.data], 0, 1, config).batch))
+    finally:
+        decoder.close()
+        cache.host.close()
+
+
 def measure_folds(scratch: Path, options: UdfOptions) -> list[Result]:
     """Folds of a C counter: within the module, host included, and under each kind of limit."""
-    wasm, batch = builtin_module("counter"), counter_batch(options.batch)
+    wasm, batch, framed = builtin_module("counter"), counter_batch(options.batch), frame_batch(options.batch)
     kinds = {"no limits": (False, False), "epochs": (True, False), "epochs and fuel": (True, True)}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    of_frames: list[float] = []
     for _ in range(FOLD_ROUNDS):  # in turn, so that a moment in which the machine is busy is everybody's
         for name, (epochs, fuel) in kinds.items():
             count = max(1, options.folds // FOLD_ROUNDS)
             seconds[name] += measure.fold_inside(wasm, batch, count, scratch, epochs=epochs, fuel=fuel)
+        of_frames += measure.fold_inside(wasm, framed, count, scratch, epochs=True, fuel=False)
     rates = {name: options.batch / median(each) for name, each in seconds.items()}
     hosted = options.batch / median(measure.fold_hosted(wasm, batch, options.folds, ModuleCache(scratch)))
     what = f"fold of {options.batch:,}-event batches, C counter"
     costs = {name: (rates["no limits"] / rates[name] - 1) * 100 for name in ("epochs", "epochs and fuel")}
     return [
-        at_least(f"{what}, inside the UDF", rates["epochs"], "events/s", 50_000_000),
+        at_least(f"{what}, of single records, inside the UDF", rates["epochs"], "events/s", 50_000_000),
+        at_least(f"{what}, of a frame, inside the UDF", options.batch / median(of_frames), "events/s", 50_000_000),
         at_least(f"{what}, host included", hosted, "events/s", 20_000_000),
         Result(f"{what}, inside the UDF, no limits", rates["no limits"], "events/s"),
         Result(f"{what}, inside the UDF, epochs and fuel", rates["epochs and fuel"], "events/s"),

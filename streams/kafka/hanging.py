@@ -182,6 +182,8 @@ class HangingTransactions:
             return await self._admin.link.send(node, request)
         except KafkaError as error:
             raise mapped(error, type(request).__name__) from error
+        except NotImplementedError as error:  # aiokafka's, of a broker older than Kafka 3.0
+            raise Unavailable(f"the broker is too old: {error}") from error
 
 
 def _outcome(at: OpenTransaction, known: _Known | None) -> bool | None:

@@ -89,6 +89,7 @@ STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p
 #ifdef STREAMS_LAST_WINS
   uint32_t *last = streams_round_last = by_id ? streams_scratch(b.key_ids * sizeof *last) : 0;
 #endif
+#pragma clang loop unroll_count(2)
   for (uint32_t i = 0, at = 0; i < b.n; i++) {
     uint32_t end = streams_get32(b.key_end + 4 * i), id = by_id ? streams_get32(b.key_id + 4 * i) : 0;
 #ifdef STREAMS_LAST_WINS
@@ -113,6 +114,7 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
   if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
   streams_row **rows = streams_round_rows;
   streams_reject_list rejects = {0, 0, 0, 0};
+#pragma clang loop unroll_count(2) /* the engine looks at its deadline in every round */
   for (uint32_t i = 0; i < b.n; i++) {
     streams_event e;
     streams_event_read(&b, i, &e);
