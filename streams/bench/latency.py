@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 class LatencyOptions:
     """How often each latency is measured, pauses between puts whose visibility is timed, and the table's size.
 
-    `warmups`: rounds of puts before what is timed. `settle_s`: how long the regions may take in what was loaded.
+    `warmups`: rounds of puts or reads before what is timed. `settle_s`: how long the regions may take in what was loaded.
     """
 
     puts: int = 2000
@@ -116,6 +116,8 @@ def bench_read(options: LatencyOptions, say: Say) -> list[Result]:
         per_s = load_players(system.first, options)
         say(f"loaded {per_s:,.0f} puts/s until visible")
         settle(options.settle_s)  # the other region takes the players in, too
+        for number in range(options.warmups):  # of other players: theirs are in no cache of rows afterwards
+            measure_reads(system.first, replace(options, seed=options.seed + 1 + number))
         samples = measure_reads(system.first, options)
     results = []
     for what, seconds in samples.items():
