@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 class LatencyOptions:
     """How often each latency is measured, pauses between puts whose visibility is timed, and the table's size.
 
-    `warmups`: rounds of puts or reads before what is timed. `settle_s`: how long the regions may take in what was loaded.
+    `warmups`: rounds of puts or reads before what is timed. `settle_s`: how long the regions may take over a load.
     """
 
     puts: int = 2000

@@ -31,6 +31,8 @@ from streams.model.errors import StreamsError, Unavailable
 
 log = logging.getLogger(__name__)
 
+_COORDINATORS = "__transaction_state"
+"""The topic of what coordinators know: who leads a partition of it coordinates a part of the transactional ids."""
 _ENDED = {"Empty", "CompleteCommit", "CompleteAbort", "Dead"}
 _COMMITTED, _ABORTED = "CompleteCommit", "CompleteAbort"
 
@@ -163,9 +165,12 @@ class HangingTransactions:
         return found
 
     async def _known(self, producer_ids: set[int]) -> dict[int, _Known]:
-        """By producer id. All brokers must answer: what none knows has ended."""
+        """By producer id. All coordinators must be there and answer: what none of them knows has ended."""
         found: dict[int, _Known] = {}
-        for node, *_ in (await self._admin.link.any_node(TopicIdsRequest([]))).brokers:
+        cluster = await self._admin.link.any_node(TopicIdsRequest([_COORDINATORS]))
+        if any(leader < 0 for each in cluster.topics for _, _, leader, *_ in each[4]):
+            raise Unavailable("some transactions have no coordinator at the moment")
+        for node, *_ in cluster.brokers:
             listed = await self._ask(node, ListedRequest(producer_ids))
             _check(listed.error_code, f"the transactions of broker {node}")
             if not listed.transactions:
