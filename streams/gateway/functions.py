@@ -146,14 +146,16 @@ class EdgeServices:
         found = self.table(table).top_now(n, by)
         if found is None:
             raise NotNow
-        return self.ranked(found)
+        return self.ranked(found, by)
 
     async def wait_top(self, table: str, n: int, by: str | None) -> list[tuple[bytes, bytes]]:
         """The highest rows, once the order is there."""
-        return self.ranked(await self.table(table).top(n, by))
+        return self.ranked(await self.table(table).top(n, by), by)
 
-    def ranked(self, found: Sequence[Ranked]) -> list[tuple[bytes, bytes]]:
-        """Keys and values."""
+    def ranked(self, found: Sequence[Ranked], by: str | None) -> list[tuple[bytes, bytes]]:
+        """Keys and values; without `by` the value is the number itself."""
+        if by is None:
+            return [(each.key, dump(each.number)) for each in found]
         return [(each.key, self._value(each.merged)) for each in found if each.merged is not None]
 
     def _value(self, merged: Merged) -> bytes:
