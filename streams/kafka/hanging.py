@@ -82,16 +82,21 @@ class HangingTransactions:
         self._topics: set[str] = set()
         self._stable: dict[TP, int] = {}
         self._suspects: frozenset[Hanging] = frozenset()
+        self._said: frozenset[Hanging] = frozenset()
 
     async def run(self, interval_s: float, ended: Callable[[Hanging], None] = lambda _: None) -> None:
         """Look every `interval_s` and end what hangs, until cancelled; `ended` is told of each."""
         while True:
             await asyncio.sleep(interval_s)
             try:
-                for each in await self.look():
+                found = await self.look()
+                for each in found:
+                    if each in self._said:  # it is the operator's, who has read it
+                        continue
                     await self.end(each)
                     if each.commit is not None:
                         ended(each)
+                self._said = frozenset(each for each in found if each.commit is None)
             except StreamsError as error:
                 log.info("looking for hanging transactions: %s", error)
 
