@@ -39,8 +39,7 @@ def bench_put(options: LatencyOptions, say: Say) -> list[Result]:
     """Durable put latency of one client on an otherwise idle two-region system of its own."""
     say("starting two regions")
     with own_system() as system:
-        for _ in range(options.warmups):  # the JVMs compile what they will need
-            measure_put(system.first, options)
+        _warm(system.first, options)
         samples = {
             "one client": measure_put(system.first, options),
             f"one client, a pause of {options.pause_s * 1e3:.0f} ms after each": measure_put(
@@ -69,12 +68,17 @@ def measure_put(gateway: str, options: LatencyOptions, pause_s: float = 0.0) -> 
     return answers[options.warmup :]
 
 
+def _warm(gateway: str, options: LatencyOptions) -> None:
+    """The JVMs compile what they will need."""
+    for _ in range(options.warmups):
+        measure_put(gateway, options)
+
+
 def bench_visible(options: LatencyOptions, say: Say) -> list[Result]:
     """From sending a put until a read shows it: at the same region's gateway, and at the other region's."""
     say("starting two regions")
     with own_system() as system:
-        for _ in range(options.warmups):  # the JVMs compile what they will need
-            measure_put(system.first, options)
+        _warm(system.first, options)
         samples = {
             "same region": measure_visible(system.first, system.first, options),
             "other region": measure_visible(system.first, system.second, options),

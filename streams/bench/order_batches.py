@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streams.bench.http_client import Connection
+from streams.bench.orders import Asked, OrdersBench, random_orders
 from streams.bench.own_system import OwnSystem, cpu_s
 from streams.bench.report import Result, at_least
 from streams.model.errors import StreamsError
@@ -64,19 +64,21 @@ def measure_batches(system: OwnSystem, options: OrderBatches, say: Say) -> list[
 
 def bodies(options: OrderBatches, count: int, run: str) -> list[bytes]:
     """Requests' bodies, made beforehand; ids begin with `run`."""
-    rng = random.Random(f"{options.seed}{run}")
-    middle, found = 10_000, []
-    for request in range(count):
-        columns: dict[str, list[str]] = {"id": [], "symbol": [], "side": [], "price": [], "quantity": []}
-        for row in range(options.rows):
-            middle = max(1_000, middle + rng.choice((-1, 0, 0, 1)))
-            sells, away = rng.random() < 0.5, int(abs(rng.gauss(0, options.levels / 4))) - 4
-            cents = middle + (away if sells else -away)
-            values = (f"{run}{request}-{row}", SYMBOL, "sell" if sells else "buy", f"{cents / 100:.2f}")
-            for name, value in zip(columns, (*values, str(rng.randint(1, 100))), strict=True):
-                columns[name].append(value)
-        found.append(order_stream(columns))
-    return found
+    asked = random_orders(OrdersBench(count * options.rows, levels=options.levels, cancels=0.0, seed=options.seed))
+    return [_body(asked[at : at + options.rows], run) for at in range(0, len(asked), options.rows)]
+
+
+def _body(asked: Sequence[Asked], run: str) -> bytes:
+    _, ids, sides, cents, quantities = zip(*asked, strict=True)
+    return order_stream(
+        {
+            "id": [f"{run}{each}" for each in ids],
+            "symbol": [SYMBOL] * len(asked),
+            "side": ["sell" if side else "buy" for side in sides],
+            "price": [f"{each / 100:.2f}" for each in cents],
+            "quantity": [str(each) for each in quantities],
+        }
+    )
 
 
 def _send(gateway: str, asked: list[bytes], connections: int) -> bool:

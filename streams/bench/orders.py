@@ -44,7 +44,8 @@ Asked = tuple[int, str, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class OrdersBench:
-    """Orders of a round, of a record, and records of a batch; `resting`: open orders of the book that is restarted."""
+    """Orders of a round, of a record, and records of a batch; `resting`: open orders of the book that is restarted.
+    `cancels`: the share of cancellations."""
 
     orders: int = 1_000_000
     record: int = 10_000
@@ -52,6 +53,7 @@ class OrdersBench:
     rounds: int = 3
     resting: int = 1_000_000
     levels: int = 200
+    cancels: float = 0.2
     seed: int = 1
 
 
@@ -99,12 +101,12 @@ def bench_orders(options: OrdersBench, say: Say) -> list[Result]:
 
 
 def random_orders(options: OrdersBench) -> list[Asked]:
-    """Limit orders around a price that wanders; a fifth are cancellations of orders placed not long ago."""
+    """Limit orders around a price that wanders; a share is cancellations of orders placed not long ago."""
     rng = random.Random(options.seed)
     found: list[Asked] = []
     middle, placed = 10_000, 0
     for _ in range(options.orders):
-        if placed and rng.random() < 0.2:
+        if placed and rng.random() < options.cancels:
             found.append((CANCEL, f"o{rng.randrange(max(0, placed - 1_000), placed)}", 0, 0, 0))
             continue
         middle = max(1_000, middle + rng.choice((-1, 0, 0, 1)))

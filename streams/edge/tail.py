@@ -23,7 +23,7 @@ _TOPIC_ID = "topic_id"
 class TailOptions:
     """`discovery_s`: how often new tables, new mirrored topics and recreated ones are looked for. `bulk_records`: a
     replica that is further behind is restored without a write-ahead log. `slice_rows`: rows written at a time while
-    others are served. `retry_s`: pause after a failure. `pace_s`: the least time between two fetches when following."""
+    others are served. `retry_s`: pause after a failure. `pace`: of the fetches when following."""
 
     discovery_s: float = 1.0
     poll_s: float = 0.2
@@ -31,13 +31,13 @@ class TailOptions:
     slice_rows: int = 2_000
     restores_at_once: int = 4
     retry_s: float = 0.5
-    pace_s: float = 0.01
+    pace: Pace = field(default_factory=lambda: Pace(0.01, 0.01))
     changelog: ChangelogOptions = field(default_factory=ChangelogOptions)
 
     @property
     def following(self) -> ChangelogOptions:
         """How the changelogs are read once they are restored."""
-        return replace(self.changelog, fetch=replace(self.changelog.fetch, pace=Pace(self.pace_s, self.pace_s)))
+        return replace(self.changelog, fetch=replace(self.changelog.fetch, pace=self.pace))
 
 
 class ChangelogTail:

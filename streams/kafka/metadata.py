@@ -3,59 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
+from aiokafka.protocol.types import Boolean, CompactString, Int16, Int32
 
-
-class Uuid:
-    """Kafka's 16-byte UUID as a protocol type."""
-
-    @classmethod
-    def encode(cls, value: uuid.UUID) -> bytes:
-        """To the wire."""
-        return value.bytes
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> uuid.UUID:
-        """From the wire."""
-        return uuid.UUID(bytes=data.read(16))
-
-    @classmethod
-    def repr(cls, value: uuid.UUID) -> str:
-        """For logs."""
-        return str(value)
-
-
-class _Tags(TaggedFields):  # type: ignore[misc]
-    pass
-
-
-def flexible(*fields: tuple[str, Any]) -> Any:
-    """The schema of a structure of a flexible version: these fields and the tags."""
-    return Schema(*fields, ("tags", _Tags))
-
-
-def array_of(*fields: tuple[str, Any]) -> Any:
-    """A compact array of structures of a flexible version."""
-    return values_of(flexible(*fields))
-
-
-def values_of(item: Any) -> Any:
-    """A compact array of single values."""
-    array = CompactArray(Int32)
-    array.array_of = item
-    return array
+from streams.kafka.protocol_types import Uuid, array_of, flexible, values_of
 
 
 class TopicIdsResponse(Response):  # type: ignore[misc]
@@ -90,9 +43,9 @@ class TopicIdsResponse(Response):  # type: ignore[misc]
                         ("partition", Int32),
                         ("leader", Int32),
                         ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline", CompactArray(Int32)),
+                        ("replicas", values_of(Int32)),
+                        ("isr", values_of(Int32)),
+                        ("offline", values_of(Int32)),
                     ),
                 ),
                 ("authorized_operations", Int32),

@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactString, Int16, Int32, Int64
 
-from streams.kafka.metadata import array_of, flexible, values_of
+from streams.kafka.protocol_types import array_of, flexible, values_of
 
 _TEXT = CompactString("utf-8")
 

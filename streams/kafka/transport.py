@@ -76,6 +76,7 @@ class RunMessage(ConsumerMessage):  # type: ignore[misc]
 
     @acked.setter
     def acked(self, value: bool) -> None:
+        """Faust sets it; the flow then knows."""
         self._acked = value
         if value:
             self._flow.acknowledge(TP(self.topic, self.partition), self.offset)

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from streams.region.paths import cache_dir, data_dir
 from streams.region.plan import CLUSTER_ID, brokers_of, parse_regions, plan
 from streams.region.processes import PortLocks, die_with_parent, free_ports, kill_group
 from streams.region.spares import Spares
-from streams.region.status import kill_leftovers, read_state
+from streams.region.status import kill_leftovers, read_state, says_ready
 from streams.region.supervisor import ManagedProcess, ProcessSpec, RestartPolicy, Supervisor
 
 LOCK_NAME = "supervisor.lock"
@@ -193,7 +192,7 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
 
     def is_ready() -> bool:
         if process == "gateway":
-            return _answers(region.gateway_port)
+            return says_ready(region.gateway_port)[0]
         return time.monotonic() - started_s > WORKER_GRACE_S
 
     return ProcessSpec(
@@ -207,16 +206,6 @@ def _python_spec(options: UpOptions, region: Region, process: str, command: Regi
         env=process_env(),
         ready_timeout_s=options.ready_timeout_s,
     )
-
-
-def _answers(port: int) -> bool:
-    """Whether the gateway there says that it is ready. Not by `urllib`, whose opener costs twice the question."""
-    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            return False
 
 
 def run(options: UpOptions, say: Say) -> None:
