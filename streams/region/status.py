@@ -92,9 +92,13 @@ def says_ready(port: int, timeout_s: float = 2.0) -> tuple[bool, dict[str, Any]]
         try:
             connection.request("GET", "/readyz")
             answer = connection.getresponse()
-            said = json.loads(answer.read())
-        except (OSError, HTTPException, ValueError):
+            body = answer.read()
+        except (OSError, HTTPException):
             return False, {}
+    try:
+        said = json.loads(body)
+    except ValueError:  # the status alone says whether it is ready
+        said = None
     return answer.status == 200, said if isinstance(said, dict) else {}
 
 
