@@ -31,8 +31,8 @@ class CommitOptions:
     reached and when it has not. `behind_linger_s`: the least age of an uncommitted event before a commit while behind.
     `age_s`: an uncommitted event never waits longer; but an event that was late already when it was folded may wait for
     `late_share` of that time, up to `age_max_s`: a backlog of many keys is worked off in few large units, in each of
-    which one row stands for many events. `soft_bytes` of uncommitted input, or what is expected to make
-    `soft_row_bytes` of rows in memory, are committed at once; at `hard_bytes` and `hard_row_bytes` folding pauses.
+    which one row stands for many events. `soft_bytes` of uncommitted input, or changed rows that are expected to take
+    `soft_row_bytes` of memory, are committed at once; at `hard_bytes` and `hard_row_bytes` folding pauses.
     `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
     partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
@@ -42,8 +42,8 @@ class CommitOptions:
     behind_factor: float = 4.0
     behind_linger_s: float = 0.1
     age_s: float = 0.5
-    late_share: float = 0.5
-    age_max_s: float = 6.0
+    late_share: float = 1.0
+    age_max_s: float = 10.0
     soft_bytes: int = 48 << 20
     hard_bytes: int = 128 << 20
     soft_row_bytes: int = 48 << 20
@@ -87,6 +87,8 @@ class CommitPolicy:
         self._open_events = 0
         self._flight_row_bytes = 0.0
         self._event_row_bytes = 0.0
+        self._row_bytes = float(ROW_OBJECTS_BYTES)
+        self._open_rows: int | None = 0
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -106,26 +108,42 @@ class CommitPolicy:
 
     @property
     def _open_row_bytes(self) -> float:
-        """What the rows of everything since the last commit began may take: as much an event as in the last unit, and
-        larger units have fewer rows an event."""
+        """What the rows of everything since the last commit began may take: as much a row as in the last unit. Where
+        nobody knows how many have changed, as much an event as in the last unit; larger units have fewer rows an event.
+        """
+        if self._open_rows is not None:
+            return self._open_rows * self._row_bytes
         return self._open_events * self._event_row_bytes
 
-    def folded(self, now_s: float, size_bytes: int, *, caught_up: bool, events: int = 0, late_s: float = 0.0) -> None:
+    def folded(
+        self,
+        now_s: float,
+        size_bytes: int,
+        *,
+        caught_up: bool,
+        events: int = 0,
+        rows: int | None = None,
+        late_s: float = 0.0,
+    ) -> None:
         """A run of `size_bytes` with so many events was folded; `caught_up` says whether it reached the log's end,
-        `late_s` how long ago its last event was appended."""
+        `rows` how many have changed since the last commit began (None: unknown), `late_s` how long ago the run's last
+        event was appended."""
         self.caught_up = caught_up
         self._late_s = late_s
         self._open_bytes += size_bytes
         self._open_events += events
+        self._open_rows = rows
         if self._oldest_s is None:
             self._oldest_s = now_s
 
-    def started(self, now_s: float, row_bytes: int = 0) -> None:
-        """A commit of everything folded so far begins; its rows take `row_bytes` in memory."""
+    def started(self, now_s: float, row_bytes: int = 0, rows: int = 0) -> None:
+        """A commit of everything folded so far begins; its `rows` take `row_bytes` in memory."""
         self.in_flight = True
+        if rows:
+            self._row_bytes = row_bytes / rows
         if self._open_events:
             self._event_row_bytes = row_bytes / self._open_events
-        self._flight_row_bytes, self._open_events = row_bytes, 0
+        self._flight_row_bytes, self._open_events, self._open_rows = row_bytes, 0, 0
         self._started_s = now_s
         self._oldest_s = None
         self._flight_bytes, self._open_bytes = self._open_bytes, 0

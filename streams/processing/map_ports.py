@@ -158,6 +158,11 @@ class MapFold:
         return StoppedAt(int(batch.column("offset")[at]), at, int(batch.column("append_ms")[at - 1]))
 
     @property
+    def changed_rows(self) -> int:
+        """A map has no rows."""
+        return 0
+
+    @property
     def searching(self) -> bool:
         """Whether it is looking for what stops the module."""
         return self._host.isolating

@@ -320,6 +320,7 @@ class PartitionTask:
             size_bytes,
             caught_up=done.next >= self.input_end,
             events=done.events,
+            rows=self._ports.fold.changed_rows,
             late_s=late_s,
         )
 
@@ -404,7 +405,7 @@ class PartitionTask:
         else:
             self._committing_s = self._ports.now_s()
             unit = await self._blocking(lambda: self._take_unit(action))
-        self._policy.started(self._ports.now_s(), unit.row_bytes)
+        self._policy.started(self._ports.now_s(), unit.row_bytes, len(unit.rows))
         self._commit = asyncio.create_task(self._commit_unit(unit))
         self._commit.add_done_callback(lambda _: self._wake.set())
 

@@ -150,6 +150,11 @@ class FoldPort(Protocol):
         """Whether a fold is looking for what stops the module, which may take long."""
         ...
 
+    @property
+    def changed_rows(self) -> int | None:
+        """How many rows the next take may give, after a fold; None: nobody knows."""
+        ...
+
     def cancel(self) -> None:
         """Make such a search end soon, with an error. From any thread."""
         ...

@@ -271,6 +271,11 @@ class UdfFold:
         """Whether it is looking for what stops the module."""
         return self._host.isolating
 
+    @property
+    def changed_rows(self) -> int | None:
+        """How many rows the next take may give; None: the module does not say."""
+        return self._host.changed_rows
+
     def cancel(self) -> None:
         """Make such a search end soon."""
         self._host.cancel()

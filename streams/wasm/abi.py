@@ -31,6 +31,7 @@ _MACHINE_EXPORTS: dict[str, int] = {
 }
 _MAP_EXPORTS: dict[str, int] = {"streams_alloc": 1, "streams_map": 2}
 OUTPUTS_EXPORT = "streams_outputs"
+CHANGED_EXPORT = "streams_changed"
 """Optional: a module that writes to output topics exports it."""
 
 
@@ -72,8 +73,9 @@ def check_fold_module(compiled: CompiledModule) -> None:
     if compiled.is_component:
         return  # it has one export for all, and is asked what it is when it starts
     exports = _check_module(compiled, FOLD_MARKER, _FOLD_EXPORTS)
-    if OUTPUTS_EXPORT in exports and not _is_i32_function(exports[OUTPUTS_EXPORT], 0):
-        raise BadInput(f"export {OUTPUTS_EXPORT} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
+    for name in (OUTPUTS_EXPORT, CHANGED_EXPORT):
+        if name in exports and not _is_i32_function(exports[name], 0):
+            raise BadInput(f"export {name} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
 
 
 def check_map_module(compiled: CompiledModule) -> None:

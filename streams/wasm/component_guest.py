@@ -110,7 +110,7 @@ class ComponentGuest:
         return self._answer, self._status
 
     def exports(self, name: str) -> bool:
-        """Whether it makes outputs to topics: folds in Python do not."""
+        """Whether it has an optional export: folds in Python have none."""
         return False
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ _SIGNATURES = {
     "streams_decode": "iill",
     "streams_take": "",
     "streams_outputs": "",
+    "streams_changed": "",
     "streams_apply": "",
     "streams_restored": "",
     "streams_alloc": "i",

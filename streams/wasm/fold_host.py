@@ -154,6 +154,8 @@ class FoldHost:
         self.uncommitted_bytes = 0
         self.traps = 0
         self.stopped: Stopped | None = None
+        self.changed_rows: int | None = 0
+        self._says_changed = True
         self.isolating = False
         self._asked: tuple[list[bytes], Sequence[bytes | None]] = ([], ())
         self._last_call, self._last_memory, self._last_metered = "", 0, False
@@ -177,7 +179,7 @@ class FoldHost:
     def fold(self, given: Buffer | Batch, load_rows: LoadRows, allowance: Allowance | None = None) -> list[Reject]:
         """Folds a batch v1 (parsed, or its bytes); its rejected events, by index. Errors of `load_rows` pass through
         and change nothing that `discard` does not mend. BadInput when bytes are no batch v1. `stopped` says afterwards
-        whether all of it was folded."""
+        whether all of it was folded, `changed_rows` how many rows the next take may give (None: unknown)."""
         batch = given if isinstance(given, Batch) else Batch.parse(given)
         self._load_rows = load_rows
         self.stopped = None
@@ -193,6 +195,7 @@ class FoldHost:
             rejects = [Reject(i, reason, RejectKind.UDF) for i, reason in refused]
         self.uncommitted_bytes += len(batch.raw)
         self._relieve()
+        self.changed_rows = self._count_changed()
         if rejects and batch.has_offsets:
             offsets = batch.column("offset")
             rejects = [replace(r, offset=int(offsets[r.index])) for r in rejects]
@@ -231,6 +234,19 @@ class FoldHost:
         self.uncommitted_bytes = self._taken_bytes = 0
 
     close = discard
+
+    def _count_changed(self) -> int | None:
+        """How many rows the next take may give; None: the module does not say."""
+        if self._instance is None:
+            return len(self._pending)
+        if not self._says_changed:
+            return None
+        try:
+            found = self._instance.changed
+        except UdfTrap as trap:
+            self._says_changed, found = False, None  # it is not asked again
+            self._recover(None, trap, Allowance())
+        return None if found is None else found + len(self._pending)
 
     # ---- one piece on the current instance
 

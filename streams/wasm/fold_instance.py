@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from streams.model.keys import KEY_BYTES_MAX
-from streams.wasm.abi import OUTPUTS_EXPORT
+from streams.wasm.abi import CHANGED_EXPORT, OUTPUTS_EXPORT
 from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
 from streams.wasm.guest import open_guest
@@ -162,6 +162,11 @@ class FoldInstance:
             raise _malformed("rejects are out of range")
         reasons = (r[:REASON_MAX].decode("utf-8", "replace") for r in _slices(data, ends, at))
         return list(zip(indices.tolist(), reasons, strict=True))
+
+    @property
+    def changed(self) -> int | None:
+        """How many rows the next take would give, by what the module says; None: it does not."""
+        return self._guest.call(CHANGED_EXPORT) if self._guest.exports(CHANGED_EXPORT) else None
 
     def take(self) -> list[tuple[bytes, bytes | None]]:
         """The rows changed since the last take, in the order they first changed; None is a removed row."""

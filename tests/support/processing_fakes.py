@@ -177,6 +177,10 @@ class FakeFold:
         self.stopped: StoppedAt | None = None
         self.searching = False
 
+    @property
+    def changed_rows(self) -> int:
+        return len(self.changed)
+
     def cancel(self) -> None:
         return
 

@@ -124,14 +124,15 @@ def test_heartbeats_of_all_partitions_fall_on_the_same_moments() -> None:
 
 
 def test_a_backlog_makes_large_units_and_what_is_caught_up_small_ones() -> None:
-    policy = CommitPolicy(OPTIONS, 0.0)  # age_s 1, a half of how late it was, at most 6
+    options = dataclasses.replace(OPTIONS, late_share=0.5, age_max_s=6.0)
+    policy = CommitPolicy(options, 0.0)  # age_s 1, a half of how late it was, at most 6
     end = committed(policy, 1.0, 9.0)
     policy.folded(end, 10, caught_up=False, events=1, late_s=1.9)
     assert policy.decide(end).at_s == end + 1.0
     policy.folded(end, 10, caught_up=False, events=1, late_s=8.0)
     assert policy.decide(end).at_s == end + 4.0
     policy.folded(end, 10, caught_up=False, events=1, late_s=1e6)
-    assert policy.decide(end).at_s == end + OPTIONS.age_max_s
+    assert policy.decide(end).at_s == end + 6.0
     policy.folded(end + 0.1, 10, caught_up=True, events=1, late_s=8.0)
     assert policy.decide(end + 0.1).at_s == end + 1.0
     cheap = CommitPolicy(OPTIONS, 0.0)
@@ -155,6 +156,20 @@ def test_rows_bound_a_unit_by_what_an_event_made_of_them_before() -> None:
     policy.finished(9.0)
     policy.folded(9.0, 1, caught_up=False, events=190, late_s=100.0)
     assert policy.decide(9.0).action is Action.WAIT, "5 bytes an event now"
+
+
+def test_rows_that_are_counted_bound_a_unit_by_what_a_row_took_before() -> None:
+    options = dataclasses.replace(OPTIONS, soft_row_bytes=10_000, hard_row_bytes=15_000)
+    policy = CommitPolicy(options, 0.0)
+    policy.folded(0.0, 1, caught_up=False, events=100, rows=50, late_s=100.0)
+    policy.started(0.0, 5_000, 50)
+    policy.finished(9.0)
+    policy.folded(9.0, 1, caught_up=False, events=100_000, rows=60, late_s=100.0)
+    assert policy.decide(9.0).action is Action.WAIT, "more events of the same keys make no more rows"
+    policy.folded(9.0, 1, caught_up=False, events=1, rows=100, late_s=100.0)
+    assert policy.decide(9.0).action is Action.COMMIT and policy.may_fold
+    policy.folded(9.0, 1, caught_up=False, events=1, rows=150, late_s=100.0)
+    assert not policy.may_fold
 
 
 def test_what_rows_take_is_counted() -> None:

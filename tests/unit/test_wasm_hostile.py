@@ -12,8 +12,9 @@ import pytest
 from streams.model.row import MergeType, counter_sums, decode_row
 from streams.wasm import build as build_room
 from streams.wasm.batch import Event, build
-from streams.wasm.engine import Limits, ModuleCache
+from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap
 from streams.wasm.fold_host import FoldHost, FoldOptions, Reject, RejectKind
+from streams.wasm.fold_instance import FoldInstance
 
 SOURCES = Path(__file__).parent / "hostile_udfs"
 NEVER = 2**63 - 1
@@ -94,6 +95,36 @@ def test_many_culprits_and_refusals_in_one_batch(hostile: bytes, cache: ModuleCa
     assert [(r.index, r.reason) for r in rejects if r.kind is RejectKind.UDF] == [(7, "refused"), (41, "refused")]
     assert [r.index for r in rejects] == sorted(r.index for r in rejects)
     assert counts(host.take()) == {k: keys.count(k) for k in keys if k not in ("k:trap", "k:refuse")}
+
+
+def test_changed_rows_are_counted_until_they_are_taken(hostile: bytes, cache: ModuleCache) -> None:
+    host = FoldHost(hostile, cache, FoldOptions(limits=LIMITS, merge=2))
+    host.fold(build([event(f"k:{i % 7}", i) for i in range(100)]).raw, lambda ks: [None] * len(ks))
+    assert host.changed_rows == 7
+    host.fold(build([event("k:trap", 100), event("k:new", 101)]).raw, lambda ks: [None] * len(ks))
+    assert host.changed_rows == 8, "what a lost instance had changed counts as well"
+    assert len(host.take()) == 8
+    host.committed()
+    host.fold(build([event("k:0", 102)]).raw, lambda ks: [None] * len(ks))
+    assert host.changed_rows == 1
+
+
+def test_a_module_that_traps_when_it_should_count_is_not_asked_again(
+    hostile: bytes, cache: ModuleCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def trap(instance: FoldInstance) -> int:
+        asked.append(instance)
+        raise UdfTrap("unreachable", TrapKind.TRAP)
+
+    monkeypatch.setattr(FoldInstance, "changed", property(trap))
+    host = FoldHost(hostile, cache, FoldOptions(limits=LIMITS, merge=2))
+    for first in (0, 50):
+        host.fold(build([event(f"k:{i % 7}", i) for i in range(first, first + 50)]).raw, lambda ks: [None] * len(ks))
+        assert host.changed_rows is None
+    assert len(asked) == 1
+    assert sum(counts(host.take()).values()) == 100, "and nothing is lost by it"
 
 
 def test_work_before_the_trap_is_kept_across_take_and_commit(hostile: bytes, cache: ModuleCache) -> None:

@@ -15,6 +15,9 @@
 
 #include "streams_rows.h"
 
+#ifndef STREAMS_FOLD_ELSEWHERE
+static /* what follows in the same file then is too, and becomes part of the loop that calls it */
+#endif
 int streams_fold_event(const streams_event *e, streams_row *r);
 
 STREAMS_INLINE streams_cell *streams_peek(const streams_event *e, streams_row *r) {
@@ -46,6 +49,19 @@ STREAMS_INLINE streams_cell *streams_touch(const streams_event *e, streams_row *
   return c;
 }
 
+/* What is no put. It takes a copy: an event whose address goes nowhere stays in registers. */
+STREAMS_COLD static int streams_apply_other(streams_event e, streams_row *r) {
+  if (e.op == STREAMS_OP_DELETE) {
+    streams_drop_cells(r, UINT64_MAX, INT64_MIN);
+    r->deleted_hlc = r->last_hlc = e.h;
+    r->exists = 1;
+    streams_mark_dirty(r);
+    return 0;
+  }
+  if (e.op == STREAMS_OP_PURGE) return streams_purge(&e, r);
+  return streams_reject("unknown operation");
+}
+
 STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
   /* Never before its acceptance: a slow clock must not put an event into a life that had already ended. */
   uint64_t accepted = (uint64_t)e->append_ms << 16;
@@ -62,15 +78,7 @@ STREAMS_INLINE int streams_apply(streams_event *e, streams_row *r) {
     if (rejected && (r->touched || streams_outputs_n != outputs)) __builtin_trap(); /* a rejected event leaves no trace */
     return rejected;
   }
-  if (e->op == STREAMS_OP_DELETE) {
-    streams_drop_cells(r, UINT64_MAX, INT64_MIN);
-    r->deleted_hlc = r->last_hlc = e->h;
-    r->exists = 1;
-    streams_mark_dirty(r);
-    return 0;
-  }
-  if (e->op == STREAMS_OP_PURGE) return streams_purge(e, r);
-  return streams_reject("unknown operation");
+  return streams_apply_other(*e, r);
 }
 
 /* ---- exports ---- */

@@ -114,7 +114,7 @@ typedef struct { uint32_t index; const char *reason; uint32_t len; } streams_rej
 typedef struct { streams_rejected *list; uint32_t n, cap, bytes; } streams_reject_list;
 
 /* Notes that event i was rejected, for the reason given to streams_reject. */
-STREAMS_UNUSED static void streams_add_reject(streams_reject_list *r, uint32_t i) {
+STREAMS_COLD STREAMS_UNUSED static void streams_add_reject(streams_reject_list *r, uint32_t i) {
   if (r->n == r->cap) {
     uint32_t grown = r->cap ? r->cap * 4 : 64;
     streams_rejected *list = streams_scratch(grown * sizeof *list);

@@ -59,7 +59,7 @@ STREAMS_INLINE void streams_cell_free(streams_cell *c) {
 }
 
 #ifndef STREAMS_NATIVE
-STREAMS_INLINE void streams_cell_resize(streams_cell *c, uint32_t len) {
+STREAMS_COLD STREAMS_UNUSED static void streams_cell_resize(streams_cell *c, uint32_t len) {
   if (len > (c->cap ? c->cap : sizeof c->payload.small)) {
     uint32_t k, cap = streams_class(len, &k);
     uint8_t *p = streams_malloc(cap);
@@ -74,7 +74,7 @@ STREAMS_INLINE void streams_cell_resize(streams_cell *c, uint32_t len) {
 #endif
 
 /* Drops cells started (lww: last written) at or before `deleted`, or expired at or before expired_ms. */
-static void streams_drop_cells(streams_row *r, uint64_t deleted, int64_t expired_ms) {
+STREAMS_COLD static void streams_drop_cells(streams_row *r, uint64_t deleted, int64_t expired_ms) {
   uint32_t kept = 0;
   for (uint32_t i = 0; i < r->n_cells; i++) {
     streams_cell *c = &r->cells[i];
@@ -88,7 +88,7 @@ static void streams_drop_cells(streams_row *r, uint64_t deleted, int64_t expired
   r->n_cells = kept;
 }
 
-static streams_cell *streams_append_cell(streams_row *r) {
+STREAMS_COLD static streams_cell *streams_append_cell(streams_row *r) {
   if (r->n_cells == STREAMS_MAX_CELLS) {
     streams_cell_free(&r->cells[0]);
     for (uint32_t i = 1; i < r->n_cells; i++) r->cells[i - 1] = r->cells[i];
@@ -120,17 +120,19 @@ static uint32_t streams_dirty_cap, streams_dirty_n, streams_dirty_at;
 
 STREAMS_INLINE uint8_t *streams_row_key(streams_row *r) { return (uint8_t *)(r + 1); }
 
+STREAMS_COLD static void streams_grow_dirty(void) {
+  uint32_t cap = streams_dirty_cap ? streams_dirty_cap * 2 : 1024;
+  streams_row **list = streams_malloc(cap * sizeof *list);
+  if (streams_dirty_n) __builtin_memcpy(list, streams_dirty, streams_dirty_n * sizeof *list);
+  if (streams_dirty_cap) streams_free(streams_dirty, streams_dirty_cap * sizeof *list);
+  streams_dirty = list;
+  streams_dirty_cap = cap;
+}
+
 STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
   if (r->dirty) return;
   r->dirty = 1;
-  if (streams_dirty_n == streams_dirty_cap) {
-    uint32_t cap = streams_dirty_cap ? streams_dirty_cap * 2 : 1024;
-    streams_row **list = streams_malloc(cap * sizeof *list);
-    if (streams_dirty_n) __builtin_memcpy(list, streams_dirty, streams_dirty_n * sizeof *list);
-    if (streams_dirty_cap) streams_free(streams_dirty, streams_dirty_cap * sizeof *list);
-    streams_dirty = list;
-    streams_dirty_cap = cap;
-  }
+  if (streams_dirty_n == streams_dirty_cap) streams_grow_dirty();
   streams_dirty[streams_dirty_n++] = r;
 }
 
@@ -157,7 +159,7 @@ STREAMS_INLINE streams_cell *streams_touch_single(const streams_event *e, stream
   return streams_touch_at(r, streams_max(e->hlc, (uint64_t)e->append_ms << 16), e->append_ms, e->expires_ms);
 }
 
-static void streams_grow_slots(void) {
+STREAMS_COLD static void streams_grow_slots(void) {
   uint32_t cap = streams_slot_cap ? streams_slot_cap * 2 : 4096;
   streams_slot *slots = streams_malloc(cap * sizeof *slots);
   __builtin_memset(slots, 0, cap * sizeof *slots);
@@ -172,7 +174,7 @@ static void streams_grow_slots(void) {
   streams_slot_cap = cap;
 }
 
-static streams_row *streams_new_row(const uint8_t *key, uint32_t len, uint32_t hash) {
+STREAMS_COLD static streams_row *streams_new_row(const uint8_t *key, uint32_t len, uint32_t hash) {
   streams_row *r = streams_malloc(sizeof *r + len);
   streams_zero(r, sizeof *r);
   r->cells = &r->first;
@@ -409,6 +411,9 @@ STREAMS_EXPORT("streams_load") int32_t streams_load(const uint8_t *p, uint32_t l
   }
   return 0;
 }
+
+/* Tells the host how large the next commit would be. */
+STREAMS_EXPORT("streams_changed") uint32_t streams_changed(void) { return streams_dirty_n - streams_dirty_at; }
 
 STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   streams_scratch_reset();

@@ -6,6 +6,7 @@ void streams_glue_emit(uint32_t output, const uint8_t *rest, uint32_t rest_len, 
   streams_emit(output, rest, rest_len, body, body_len);
 }
 #else
+#define STREAMS_FOLD_ELSEWHERE
 #include "streams.h"
 
 const uint8_t *streams_glue_peek(const streams_event *e, streams_row *r, uint32_t *len) {
