@@ -15,10 +15,10 @@ class StoreOptions:
     """Limits. Partitions with equal options share one block cache and one write-buffer budget in a process.
 
     `block_cache_bytes`, `write_buffers_bytes`: for all partitions together (memtables beyond the second are flushed,
-    writers are never stalled by it). `write_buffer_bytes`: one partition's memtable; `memtable_bloom_share`: of it, what
-    its filter takes. `max_open_files`,
-    `bloom_bits`, `block_bytes`: per partition. `marker_write_s`: a marker without rows (a heartbeat) is written at most
-    so often; in between it is known in memory only, and after a crash read from the changelog again.
+    writers are never stalled by it). `write_buffer_bytes`: one partition's memtable; `memtable_bloom_share`: what its
+    filter takes of that. `max_open_files`, `bloom_bits`, `block_bytes`: per partition. `marker_write_s`: a marker
+    without rows (a heartbeat) is written at most so often; in between it is known in memory only, and after a crash
+    read from the changelog again.
     """
 
     block_cache_bytes: int = 96 * MIB
@@ -66,7 +66,7 @@ def rocksdb_options(options: StoreOptions) -> rocksdict.Options:
     found.set_block_based_table_factory(table)
     found.set_write_buffer_manager(shared.buffers)
     found.set_write_buffer_size(options.write_buffer_bytes)
-    # Most lookups are of keys that are not in memory; a filter there spares each memtable's search (2.6 -> 2.0 us a key).
+    # Most lookups are of keys that are not in memory: a filter spares the memtables' searches (2.6 -> 2.0 us a key).
     found.set_memtable_prefix_bloom_ratio(options.memtable_bloom_share)
     found.set_memtable_whole_key_filtering(True)
     found.set_max_open_files(options.max_open_files)

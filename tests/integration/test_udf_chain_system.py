@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -120,6 +122,16 @@ async def trap_of(system: OneRegion, topic: str, key: bytes) -> BlackBox:
     return box
 
 
+def replayed_by_command(system: OneRegion, name: str, box: BlackBox) -> None:
+    """`udf traps` shows where the dead letter of a map, filter or flat_map is, and `udf replay` its trap again."""
+    listed = system.cli("udf", "traps", name)
+    place = re.search(rf"^(dead-letter\.\w+/\d+/\d+) .* {re.escape(box.event.key.decode())} ", listed.stdout, re.M)
+    assert place is not None, listed
+    done = system.cli("udf", "replay", place[1], "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["same"] is True, done
+    assert "same trap" in system.cli("udf", "replay", place[1]).stdout
+
+
 async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path) -> None:
     seed = int(os.environ.get("STREAMS_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"seed {seed}")
@@ -170,6 +182,7 @@ async def test_a_chain_is_exact_through_kills(system: OneRegion, tmp_path: Path)
         box = await trap_of(system, "dead-letter.score", b"score:!")
         assert (box.info.udf, box.info.kind, box.kind) == ("seen-too", "filter", "trap")
         assert replay(box, (seen / "seen-too.wasm").read_bytes(), ModuleCache()).same_as(box)
+        replayed_by_command(system, "seen-too", box)
 
     puts = await read_log(system.kafka, "events.score")
     heads = [dict(record.headers) for record in puts if b"source" in {name.encode() for name, _ in record.headers}]

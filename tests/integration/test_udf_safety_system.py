@@ -67,11 +67,6 @@ class OneRegion(SmallSystem):
         processes = status.status(self.data)["regions"][REGION]["processes"]
         return next(each for each in processes if each["name"] == f"worker-{REGION}-udf-{name}")
 
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A `streams` command on it."""
-        command = [sys.executable, "-m", "streams.cli.main", *arguments, "--data", str(self.data)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
-
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneRegion]:

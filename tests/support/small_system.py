@@ -72,6 +72,11 @@ class SmallSystem:
 
         eventually_sync(is_ready, timeout_s)
 
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A `streams` command on it."""
+        command = [sys.executable, "-m", "streams.cli.main", *arguments, "--data", str(self.data)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
+
     def family(self) -> list[psutil.Process]:
         """Every process it started, directly or not."""
         return psutil.Process(self.process.pid).children(recursive=True)
