@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streams.model.errors import Conflict
@@ -81,6 +81,7 @@ class OrdersStore(LogStore):
     def __init__(
         self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
     ) -> None:
+        options = replace(options or StoreOptions(), compact_removals=False)  # every open order's row is removed one day
         super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
         self._views: dict[tuple[str, int], BookView] = {}
