@@ -81,7 +81,7 @@ class OrdersStore(LogStore):
     def __init__(
         self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
     ) -> None:
-        options = replace(options or StoreOptions(), compact_removals=False)  # every open order's row is removed one day
+        options = replace(options or StoreOptions(), compact_removals=False)  # each open order's row goes one day
         super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
         self._views: dict[tuple[str, int], BookView] = {}
