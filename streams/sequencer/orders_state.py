@@ -16,6 +16,7 @@ from streams.sequencer.order_commands import (
     META_KEY,
     NOTE_PREFIX,
     OPEN_PREFIX,
+    SYMBOL,
     SYMBOL_PREFIX,
     TRADES_PREFIX,
     BookView,
@@ -50,7 +51,7 @@ SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 8_000
 VIEWS_MAX, VIEW_LEVELS_MAX = 256, 100
 """Books kept as they were read last, and the deepest that are kept: some megabytes at most."""
 _DEPTH, _MATCH = 1, 2
-_SYMBOL_KIND = SYMBOL_PREFIX[1]
+_SET_SYMBOL = bytes([SYMBOL])  # no other kind of command writes a symbol's row
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,11 @@ class OrdersStore(LogStore):
             if not self._born_ms:
                 self._born_ms = self.machine_state.time_ms
                 self.store.set_meta(_BORN, str(self._born_ms))
-        for key, row in done.rows:
-            if key[1] == _SYMBOL_KIND and row is not None:
-                found = symbol_row(row)
-                self._symbols[found.symbol] = found
+        if any(each.value[1:2] == _SET_SYMBOL for each in commands):
+            for key, row in done.rows:
+                if key.startswith(SYMBOL_PREFIX) and row is not None:
+                    found = symbol_row(row)
+                    self._symbols[found.symbol] = found
         return OrdersStep([decode_orders_result(each) for each in done.results])
 
     # ---- reading

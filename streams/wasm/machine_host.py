@@ -6,12 +6,13 @@ out, so its state may outgrow memory, and results do not depend on where batches
 
 from __future__ import annotations
 
-import operator
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from streams.model.errors import BadInput
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap
@@ -21,6 +22,7 @@ MACHINE_EXPORT = "streams_machine_v1"
 _MAGIC = 0x314D5453
 _U32 = struct.Struct("<I")
 _KEEP_BYTES = 64 << 20
+Column = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,8 @@ def run_batch(guest: Guest, commands: Sequence[LogCommand], read_rows: ReadRows)
     """Apply a batch on an instance. UdfTrap: the instance must not be used again."""
     ptr, size = guest.put(encode_batch(commands))
     asked, _ = guest.describe(guest.call("streams_prepare", ptr, size))
-    keys, firsts = _asked(asked)
-    if keys:
-        rows = read_rows(keys)
-        heads = [None if row is None else row[:first] for row, first in zip(rows, firsts, strict=True)]
-        ptr, size = guest.put(encode_rows(keys, heads))
+    if _count(asked):
+        ptr, size = guest.put(_found(asked, read_rows))
         if guest.call("streams_load", ptr, size):
             raise UdfTrap("the machine refused the rows that it asked for", TrapKind.MALFORMED)
     answer, _ = guest.describe(guest.call("streams_apply"))
@@ -118,11 +117,10 @@ def encode_batch(commands: Sequence[LogCommand]) -> bytes:
     return head + b"".join(each.value for each in commands)
 
 
-def _column(data: bytes, at: int, n: int) -> list[int]:
+def _column(data: bytes, at: int, n: int) -> Column:
     if at + 4 * n > len(data):
         raise UdfTrap("the machine's answer is cut off", TrapKind.MALFORMED)
-    found: list[int] = np.frombuffer(data, "<u4", n, at).tolist()
-    return found
+    return np.frombuffer(data, "<u4", n, at)
 
 
 def _count(data: bytes) -> int:
@@ -131,20 +129,24 @@ def _count(data: bytes) -> int:
     return int(_U32.unpack_from(data)[0])
 
 
-def _cut(data: bytes, at: int, ends: Sequence[int]) -> list[bytes]:
-    if not ends:
+def _cut(data: bytes, at: int, ends: Column) -> list[bytes]:
+    if not len(ends):
         return []
-    starts = [0, *ends[:-1]]
-    if at + ends[-1] > len(data) or any(map(operator.gt, starts, ends)):
+    if at + int(ends[-1]) > len(data) or bool((ends[1:] < ends[:-1]).any()):
         raise UdfTrap("the machine's answer has lengths that do not fit", TrapKind.MALFORMED)
-    blob = data[at : at + ends[-1]]
-    return [blob[start:end] for start, end in zip(starts, ends, strict=True)]
+    return [data[start:end] for start, end in itertools.pairwise([at, *(ends.astype(np.int64) + at).tolist()])]
 
 
-def _asked(data: bytes) -> tuple[list[bytes], list[int]]:
-    n = _count(data)
-    ends, firsts = _column(data, 4, n), _column(data, 4 + 4 * n, n)
-    return _cut(data, 4 + 8 * n, ends), firsts
+def _found(asked: bytes, read_rows: ReadRows) -> bytes:
+    """The rows that `streams_prepare` asked for, as `streams_load` takes them: of each as much as was asked for."""
+    n = _count(asked)
+    ends, firsts = _column(asked, 4, n), _column(asked, 4 + 4 * n, n)
+    keys = _cut(asked, 4 + 8 * n, ends)
+    rows = read_rows(keys)
+    if rows.count(None) == n:  # ids of new orders: nearly always
+        return asked[: 4 + 4 * n] + bytes(5 * n) + asked[4 + 8 * n : 4 + 8 * n + int(ends[-1])]
+    heads = [None if row is None else row[:first] for row, first in zip(rows, firsts.tolist(), strict=True)]
+    return encode_rows(keys, heads)
 
 
 def _blobs(data: bytes, expected: int) -> list[bytes]:
@@ -168,8 +170,11 @@ def taken_rows(data: bytes) -> list[tuple[bytes, bytes | None]]:
     n = _count(data)
     key_ends, row_ends = _column(data, 4, n), _column(data, 4 + 4 * n, n)
     present = data[4 + 8 * n : 4 + 9 * n]
-    keys = _cut(data, 4 + 9 * n, key_ends)
-    rows = _cut(data, 4 + 9 * n + (key_ends[-1] if n else 0), row_ends)
+    keys_at = 4 + 9 * n
+    keys = _cut(data, keys_at, key_ends)
+    rows = _cut(data, keys_at + (int(key_ends[-1]) if n else 0), row_ends)
     if len(present) != n or (keys and min(keys) < b"\x01"):
         raise UdfTrap("the machine changed a row without a key, or with the platform's own", TrapKind.MALFORMED)
+    if b"\0" not in present:
+        return list(zip(keys, rows, strict=True))
     return [(key, row if is_there else None) for key, row, is_there in zip(keys, rows, present, strict=True)]
