@@ -33,8 +33,9 @@ class OrderBatches:
     seed: int = 1
 
 
-def measure_batches(system: OwnSystem, options: OrderBatches, say: Say) -> list[Result]:
-    """Limit orders around a price that wanders, of which about half trade; both regions' replicas apply them meanwhile.
+def measure_batches(system: OwnSystem, options: OrderBatches, say: Say, where: str = "") -> list[Result]:
+    """Limit orders around a price that wanders, of which about half trade; each region's replica applies them
+    meanwhile, on the same machine. `where`: said of the results beside that.
 
     StreamsError when an order was refused, or when nothing traded.
     """
@@ -55,7 +56,7 @@ def measure_batches(system: OwnSystem, options: OrderBatches, say: Say) -> list[
     if not traded:
         raise StreamsError("no order traded", fix="this is a defect: report it")
     say(f"{orders / wall_s:,.0f} orders/s")
-    how = f"orders:batch, Arrow, {options.rows:,} orders a request"
+    how = f"{where}orders:batch, Arrow, {options.rows:,} orders a request"
     return [
         at_least(f"orders sequenced, matched and committed, {how}", orders / wall_s, "orders/s", GOAL_ORDERS_PER_S),
         *(Result(f"CPU an order, {how}, {name}", each, "µs") for name, each in used.items() if each >= 0.05),

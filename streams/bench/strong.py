@@ -53,6 +53,9 @@ def bench_strong(options: StrongOptions, say: Say) -> list[Result]:
         say("starting two regions")
         with own_system() as system:
             results += measure_batches(system, OrderBatches(), say)
+        say("starting the home region alone")
+        with own_system("us-east") as system:
+            results += measure_batches(system, OrderBatches(), say, "the home region alone, ")
     if "brokers" in options.parts:
         say("starting a region of three brokers")
         with own_system("us-east", brokers=3) as system:
