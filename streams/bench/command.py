@@ -34,9 +34,9 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The command's options, as given: `only` and `parts` may be empty, for all."""
+    """The command's options, as given: `only` and `parts` may be empty, for all; no `events`: each bench's own."""
 
-    events: int = EVENTS
+    events: int | None = None
     rounds: int = ROUNDS
     only: Sequence[str] = ()
     seconds: float = IngestOptions().seconds
@@ -45,11 +45,13 @@ class Request:
 
     def counters(self) -> CountersOptions:
         """As `counters` takes them; BadInput."""
-        return CountersOptions(self.events, rounds=self.rounds, contenders=self.only or CountersOptions().contenders)
+        events, contenders = EVENTS if self.events is None else self.events, self.only or CountersOptions().contenders
+        return CountersOptions(events, rounds=self.rounds, contenders=contenders)
 
     def ingest(self) -> IngestOptions:
         """As `ingest` takes them; BadInput."""
-        found = IngestOptions(self.seconds, self.events, self.rounds, plot=self.plot, parts=self.parts or PARTS)
+        events = IngestOptions().events if self.events is None else self.events
+        found = IngestOptions(self.seconds, events, self.rounds, plot=self.plot, parts=self.parts or PARTS)
         return replace(found, contenders=self.only) if self.only else found
 
     def strong(self) -> StrongOptions:
@@ -89,7 +91,10 @@ def run_benches(name: str, request: Request, say: Say) -> Report:
 def bench(
     name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHES)}; all of them by default")] = ALL,
     as_json: Annotated[bool, typer.Option("--json", help="JSON and nothing else on standard output")] = False,
-    events: Annotated[int, typer.Option(help="peers' events of a round, the warm-up not counted")] = EVENTS,
+    events: Annotated[
+        int | None,
+        typer.Option(help="counters: events of a round, ingest: peers'; the warm-up not counted", show_default="own"),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="rounds, of which the median counts")] = ROUNDS,
     only: Annotated[str, typer.Option(help="contenders, separated by commas")] = "",
     seconds: Annotated[float, typer.Option(help="ingest: of sustained load")] = IngestOptions().seconds,

@@ -19,7 +19,7 @@ from streams.region.kafka_server import KafkaServer
 from streams.serde.schemas import load_builtin
 
 GOALS = {"kafka-streams-eos-v2": 2.0, "faust": 50.0}
-EVENTS, ROUNDS = 1_000_000, 3
+EVENTS, ROUNDS = 4_000_000, 3
 Say = Callable[[str], None]
 
 
