@@ -126,7 +126,8 @@ class Admin:
     async def ensure_topics(self, specs: Iterable[TopicSpec]) -> dict[str, TopicInfo]:
         """Create what is missing, and check what exists: Conflict names every difference in partitions or config.
 
-        Returns once every topic is in the brokers' metadata with all its partitions led. Nothing existing is altered.
+        Returns once every topic is in the brokers' metadata with all its partitions led, and the leaders of what was
+        created know that they lead: the first put to it is not refused and sent again. Nothing existing is altered.
         """
         wanted = {spec.name: spec for spec in specs}
         existing = await self.topics(list(wanted))
@@ -134,6 +135,8 @@ class Admin:
         if missing:
             await self._create(missing)
         found = await self._await_topics(wanted)
+        created = [(spec.name, partition) for spec in missing for partition in range(found[spec.name].partitions)]
+        await self.end_offsets(created, committed=False)
         checked = [spec for name, spec in wanted.items() if name in existing or spec not in missing]
         await self._check(checked, found)
         return found

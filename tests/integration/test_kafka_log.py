@@ -11,14 +11,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from streams.kafka.admin import Admin, TopicSpec, wait_for_broker
-from streams.kafka.batches import Record
+from streams.kafka.batches import ProducerState, Record, encode_batches
 from streams.kafka.changelog_reader import ChangelogReader, Unit, restore
 from streams.kafka.changelog_writer import TransactionalWriter, WriterOptions
 from streams.kafka.errors import Fenced, OffsetOutOfRange
-from streams.kafka.link import Link
+from streams.kafka.link import Deadline, Link
 from streams.kafka.producer import EventProducer, ProducerOptions
 from streams.kafka.raw_fetch import FetchOptions, RawConsumer
-from streams.kafka.run import Run
+from streams.kafka.run import TP, Run
 from streams.model.errors import BadInput, Conflict, NotFound, StreamsError, Timeout, TooLarge, Unavailable
 from streams.model.keys import partition_for
 from streams.model.marker import CLAIM_KEY, MARKER_KEY, Claim, InputPosition, Marker
@@ -302,6 +302,15 @@ async def test_topics_are_created_checked_and_deleted(admin: Admin) -> None:
     assert again[name].topic_id != first[name].topic_id, "a topic made anew is another topic"
     with pytest.raises(StreamsError, match="nonsense"):
         await admin.ensure_topics([TopicSpec(f"{name}x", 1, {"nonsense": "1"})])
+
+
+async def test_what_was_just_created_takes_the_first_put(admin: Admin, link: Link) -> None:
+    (batch,) = encode_batches([row(b"k", 1)], ProducerState(-1, -1, False), 0, 1 << 20)
+    for _ in range(10):
+        topic = await new_topic(admin, 8)
+        nodes = [await link.leader(topic, partition, Deadline(10.0)) for partition in range(8)]
+        put = (link.produce(node, TP(topic, at), batch.data, 10_000) for at, node in enumerate(nodes))
+        assert await asyncio.gather(*put) == [(0, 0)] * 8, "refused: its leader did not know yet"
 
 
 async def test_committed_and_uncommitted_ends_differ_while_a_transaction_is_open(
