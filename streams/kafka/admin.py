@@ -29,6 +29,8 @@ from streams.kafka.run import TP
 from streams.model.errors import Conflict, NotFound, StreamsError, Unavailable
 
 _LATEST, _EARLIEST = -1, -2
+_OFFSET_NOT_AVAILABLE = 78
+"""A code that aiokafka does not know."""
 _BROKER = 4
 """The kind of a resource whose settings are asked for."""
 _DEFAULT_REPLICAS = "default.replication.factor"
@@ -134,9 +136,10 @@ class Admin:
         missing = [spec for name, spec in wanted.items() if name not in existing]
         if missing:
             await self._create(missing)
-        found = await self._await_topics(wanted)
+        deadline = Deadline(self._timeout_s, 0.005)
+        found = await self._await_topics(wanted, deadline)
         created = [(spec.name, partition) for spec in missing for partition in range(found[spec.name].partitions)]
-        await self.end_offsets(created, committed=False)
+        await self._records_at(created, _LATEST, deadline=deadline)
         checked = [spec for name, spec in wanted.items() if name in existing or spec not in missing]
         await self._check(checked, found)
         return found
@@ -266,8 +269,7 @@ class Admin:
         # A KRaft broker forwards to the controller, so any broker will do.
         return await self._link.any_node(request)
 
-    async def _await_topics(self, wanted: Mapping[str, TopicSpec]) -> dict[str, TopicInfo]:
-        deadline = Deadline(self._timeout_s, 0.005)
+    async def _await_topics(self, wanted: Mapping[str, TopicSpec], deadline: Deadline) -> dict[str, TopicInfo]:
         while True:
             found = await self.topics(list(wanted))
             absent = [name for name in wanted if name not in found]
@@ -301,12 +303,12 @@ class Admin:
         return {tp: offset for tp, (offset, _) in (await self._records_at(tps, which, isolation)).items()}
 
     async def _records_at(
-        self, tps: Iterable[tuple[str, int]], which: int, isolation: int = 0
+        self, tps: Iterable[tuple[str, int]], which: int, isolation: int = 0, deadline: Deadline | None = None
     ) -> dict[TP, tuple[int, int]]:
         """Offset and time of what `which` names: an end of the log, or the first record since that time."""
         waiting = {TP(*tp) for tp in tps}
         found: dict[TP, tuple[int, int]] = {}
-        deadline = Deadline(self._timeout_s)
+        deadline = deadline or Deadline(self._timeout_s)
         while waiting:
             by_node: dict[int, dict[str, list[tuple[int, int]]]] = {}
             for tp in sorted(waiting):
@@ -325,6 +327,8 @@ class Admin:
                     for partition, code, timestamp, offset in partitions:
                         if code == 0:
                             found[TP(topic, partition)] = (offset, timestamp)
+                        elif code == _OFFSET_NOT_AVAILABLE:
+                            reason = f"the new leader of {topic}/{partition} does not know its end yet"
                         else:
                             reason = _retriable(for_code(code)(f"{topic}/{partition}"), "list offsets")
             waiting -= found.keys()

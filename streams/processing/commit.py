@@ -43,7 +43,7 @@ class CommitOptions:
     behind_linger_s: float = 0.1
     age_s: float = 0.5
     late_share: float = 1.0
-    age_max_s: float = 10.0
+    age_max_s: float = 7.5
     soft_bytes: int = 48 << 20
     hard_bytes: int = 128 << 20
     soft_row_bytes: int = 48 << 20

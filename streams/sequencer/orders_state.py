@@ -51,6 +51,8 @@ SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 8_000
 VIEWS_MAX, VIEW_LEVELS_MAX = 256, 100
 """Books kept as they were read last, and the deepest that are kept: some megabytes at most."""
 _DEPTH, _MATCH = 1, 2
+_REMOVALS = (10_000, 9_800)
+"""What a sweep leaves, not the rows of open orders, each of which goes when its order is closed."""
 _SET_SYMBOL = bytes([SYMBOL])  # no other kind of command writes a symbol's row
 
 
@@ -82,7 +84,7 @@ class OrdersStore(LogStore):
     def __init__(
         self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
     ) -> None:
-        options = replace(options or StoreOptions(), compact_removals=False)  # each open order's row goes one day
+        options = replace(options or StoreOptions(), removals=_REMOVALS)
         super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
         self._views: dict[tuple[str, int], BookView] = {}

@@ -18,8 +18,8 @@ class StoreOptions:
     writers are never stalled by it). `write_buffer_bytes`: one partition's memtable. `max_open_files`,
     `bloom_bits`, `block_bytes`: per partition. `marker_write_s`: a marker without rows (a heartbeat) is written at most
     so often; in between it is known in memory only, and after a crash read from the changelog again.
-    `compact_removals`: files that consist mostly of removals are compacted at once, so that what is purged leaves the
-    disk; not for stores where rows come and go all the time (there it doubled what a row costs).
+    `removals`: a file is compacted at once when of so many rows in turn (first) so many (second) are removals, so that
+    what is purged leaves the disk; where rows come and go all the time that must not be few, or each row costs double.
 
     A filter for lookups in memtables is left out: lookups of absent keys became a quarter cheaper, but writes so much
     dearer (orders by the thousand: 8.5 instead of 5.9 us each) that every load lost by it.
@@ -33,7 +33,7 @@ class StoreOptions:
     block_bytes: int = 8 << 10
     background_jobs: int = 2
     marker_write_s: float = 30.0
-    compact_removals: bool = True
+    removals: tuple[int, int] = (1_000, 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,7 @@ def rocksdb_options(options: StoreOptions) -> rocksdict.Options:
     found.set_max_background_jobs(options.background_jobs)
     found.set_compression_type(rocksdict.DBCompressionType.lz4())
     found.set_level_compaction_dynamic_level_bytes(True)
-    if options.compact_removals:
-        found.add_compact_on_deletion_collector_factory(1_000, 500, 0.5)  # without waiting for their level to fill
+    found.add_compact_on_deletion_collector_factory(*options.removals, 0.5)  # or half of a file's rows are
     found.set_keep_log_file_num(2)
     found.set_max_log_file_size(MIB)
     found.set_stats_dump_period_sec(0)

@@ -31,8 +31,9 @@ _MACHINE_EXPORTS: dict[str, int] = {
 }
 _MAP_EXPORTS: dict[str, int] = {"streams_alloc": 1, "streams_map": 2}
 OUTPUTS_EXPORT = "streams_outputs"
-CHANGED_EXPORT = "streams_changed"
 """Optional: a module that writes to output topics exports it."""
+CHANGED_EXPORT = "streams_changed"
+"""Optional: how many rows the next take gives."""
 
 
 def _is_i32_function(kind: object, n_params: int) -> bool:

@@ -210,6 +210,11 @@ class FoldHost:
         self._taken, self._pending = self._pending, {}
         self._taken_outputs, self._pending_outputs = self._pending_outputs, []
         self._taken_bytes = self.uncommitted_bytes
+        said, self.changed_rows = self.changed_rows, 0
+        if said is not None and not len(self._taken) <= said <= 2 * len(
+            self._taken
+        ):  # a row may be pending and changed
+            self._says_changed = False
         return list(self._taken.items())
 
     def take_outputs(self) -> list[Output]:
@@ -231,7 +236,7 @@ class FoldHost:
         self._retained, self._retained_bytes = [], 0
         self._pending, self._taken, self._late = {}, {}, []
         self._pending_outputs, self._taken_outputs = [], []
-        self.uncommitted_bytes = self._taken_bytes = 0
+        self.uncommitted_bytes = self._taken_bytes = self.changed_rows = 0
 
     close = discard
 

@@ -14,6 +14,7 @@ from streams.processing.commit import (
     row_bytes_of,
     unit_records,
 )
+from streams.processing.watchdog import WatchdogOptions
 
 OPTIONS = CommitOptions(
     spacing_s=0.0,
@@ -170,6 +171,10 @@ def test_rows_that_are_counted_bound_a_unit_by_what_a_row_took_before() -> None:
     assert policy.decide(9.0).action is Action.COMMIT and policy.may_fold
     policy.folded(9.0, 1, caught_up=False, events=1, rows=150, late_s=100.0)
     assert not policy.may_fold
+
+
+def test_a_unit_that_waits_does_not_look_stalled() -> None:
+    assert CommitOptions().age_max_s <= 0.75 * WatchdogOptions().stall_s
 
 
 def test_what_rows_take_is_counted() -> None:

@@ -104,9 +104,27 @@ def test_changed_rows_are_counted_until_they_are_taken(hostile: bytes, cache: Mo
     host.fold(build([event("k:trap", 100), event("k:new", 101)]).raw, lambda ks: [None] * len(ks))
     assert host.changed_rows == 8, "what a lost instance had changed counts as well"
     assert len(host.take()) == 8
+    assert host.changed_rows == 0
     host.committed()
     host.fold(build([event("k:0", 102)]).raw, lambda ks: [None] * len(ks))
     assert host.changed_rows == 1
+    host.discard()
+    assert host.changed_rows == 0
+
+
+@pytest.mark.parametrize("said", [0, 6, 15, 0xFFFFFFFF])
+def test_a_module_that_counts_wrongly_is_not_believed_again(
+    hostile: bytes, cache: ModuleCache, monkeypatch: pytest.MonkeyPatch, said: int
+) -> None:
+    monkeypatch.setattr(FoldInstance, "changed", property(lambda _: said))
+    host = FoldHost(hostile, cache, FoldOptions(limits=LIMITS, merge=2))
+    batch = build([event(f"k:{i % 7}", i) for i in range(50)])
+    host.fold(batch.raw, lambda ks: [None] * len(ks))
+    assert host.changed_rows == said
+    assert len(host.take()) == 7
+    host.committed()
+    host.fold(batch.raw, lambda ks: [None] * len(ks))
+    assert host.changed_rows is None
 
 
 def test_a_module_that_traps_when_it_should_count_is_not_asked_again(

@@ -8,6 +8,8 @@
  * otherwise). Return 0, or `streams_reject("reason")`, which is allowed only before streams_touch.
  * With STREAMS_LAST_WINS defined, `e->is_last` is 0 when another put of the same key follows in this batch, for modules that
  * keep nothing of a put that the next one replaces (they touch the row, as for every put, but need not write its payload).
+ * The function becomes part of the loop that calls it: `static`, so include this file before it is declared (or define
+ * STREAMS_FOLD_ELSEWHERE when it is in another object), and a trap's backtrace shows it as `streams_fold`.
  * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
  * Deletes and purges, the row cache and the exports are done here and in streams_rows.h. STREAMS_MERGE comes from udf.toml (build.py). */
 #ifndef STREAMS_H
