@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +79,15 @@ class SteeredConsumer(RunConsumer):
     """A RunConsumer whose partitions each start when their task says so, instead of all together.
 
     A partition that restores for minutes, or stands in an error, so holds up no other; and a task that takes over
-    again seeks its partition alone.
+    again seeks its partition alone. `subscribed`: the topics it was last told to follow.
     """
+
+    subscribed: frozenset[str] = frozenset()
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        """As Faust's, and remembered."""
+        self.subscribed = frozenset(topics)
+        await super().subscribe(self.subscribed)
 
     async def perform_seek(self) -> None:
         """After a rebalance: nothing is read until the tasks seek."""
@@ -187,6 +194,17 @@ class FaustGroup:
             if self.app.started:
                 self.app.agents.update_topic_index()
                 await agent.start()
+
+    def resubscribe(self) -> None:
+        """Ask again for what is not subscribed to. Call it now and then: Faust's conductor forgets what it is told
+        while the group rebalances (`Conductor._subscriber`), and nobody would read a topic that was added then.
+        """
+        changed = self.app.topics._subscription_changed
+        if changed is None or changed.is_set() or self.app.rebalancing:
+            return
+        if missing := self._topics - self.app.consumer.subscribed:
+            log.info("not subscribed to yet, asking again: %s", ", ".join(sorted(missing)))
+            changed.set()
 
     async def start(self) -> None:
         """Join the group."""

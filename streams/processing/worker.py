@@ -322,6 +322,7 @@ class Worker:
         while not self._failure:
             await asyncio.sleep(self.options.probe_s)
             self._failure = self._lasting(self._group.failure)
+            self._group.resubscribe()
             tps = list(self._inputs)
             if not tps:
                 continue
