@@ -199,10 +199,10 @@ DEALS_MAX = 10_000
 
 
 def deals_of(body: object) -> list[Deal]:
-    """The trades that are to be executed: a list, or an object with it. BadInput."""
+    """The trades that are to be executed: a list, or an object with it; maybe none. BadInput."""
     if type(body) is dict:
         body = _fields(body, {"trades", "symbol", "offset"}, "execution").get("trades")
-    if type(body) is not list or not body:
+    if type(body) is not list:
         raise BadInput("are no list of trades", field="trades", fix="send what :match answered")
     if len(body) > DEALS_MAX:
         raise BadInput(f"are over {DEALS_MAX}", field="trades", fix="send what :match answered, or its beginning")

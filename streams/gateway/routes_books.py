@@ -188,6 +188,9 @@ class BookRoutes:
         trading = trading_of(self._gateway, call, "write")
         deals = deals_of(parse_json(await call.body()))
         asked = asked_of(call)
+        if not deals:  # what `:match` answers when nothing crosses: there is nothing to agree on
+            stands = trading.state.machine_state
+            return reply({"trades": [], "offset": trading.state.next - 1, "timestamp": max(stands.time_ms, 0)})
         result, _ = await execute_on(
             trading, asked, command(EXECUTE, asked.identity, [each.encode() for each in deals])
         )

@@ -428,6 +428,8 @@ def run_gateway(options: ServerOptions) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    # To it, it is an error every few seconds that topics of a UDF's old version are gone. Who needs a topic says so.
+    logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
     bound_malloc()
     calm_collector()
     sys.setswitchinterval(0.001)

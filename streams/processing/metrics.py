@@ -122,13 +122,15 @@ class MinuteLine:
 
     def __init__(self, now_s: float) -> None:
         self._at_s = now_s
-        self._last = TaskStats()
+        self._last: dict[PartitionRunner, TaskStats] = {}
 
     def line(self, runners: Mapping[str, PartitionRunner], now_s: float) -> str:
         """Rates and sums since the last call."""
-        total = sum((runner.stats for runner in runners.values()), TaskStats())
+        stats = {runner: runner.stats for runner in runners.values()}
         passed_s = max(now_s - self._at_s, 1e-9)
-        new, self._last, self._at_s = total - self._last, total, now_s
+        # Each by itself: partitions come and go, and one that comes again begins at nothing.
+        new = sum((now - self._last.get(runner, TaskStats()) for runner, now in stats.items()), TaskStats())
+        self._last, self._at_s = stats, now_s
         commit_ms = 1000 * (new.commit_s + new.apply_s) / max(new.commits, 1)
         lag = sum(runner.task.lag for runner in runners.values() if runner.task is not None)
         return (

@@ -11,7 +11,8 @@ from streams.model.row import MergeType
 from streams.processing.catalog import BuiltinCatalog, RulesCache, keyspace_rules
 from streams.processing.dead_letter import dead_letter
 from streams.processing.metrics import MinuteLine
-from streams.processing.partition_task import TaskStats
+from streams.processing.partition_runner import PartitionRunner, RunnerOptions
+from streams.processing.partition_task import PartitionTask, TaskStats
 from streams.processing.ports import Rejected
 from streams.processing.udf_ports import VALUE_BYTES_MAX, fit, purges_of
 from streams.processing.watchdog import LagWatchdog, Verdict, WatchdogOptions
@@ -59,6 +60,22 @@ def test_stats_add_up_field_by_field() -> None:
     assert TaskStats(events=1, fold_s=0.5) + TaskStats(events=2, commits=3) == TaskStats(3, commits=3, fold_s=0.5)
     assert TaskStats(events=3) - TaskStats(events=1) == TaskStats(events=2)
     assert "0 events/s" in MinuteLine(0.0).line({}, 60.0)
+
+
+def test_the_minute_line_counts_what_partitions_did_meanwhile_wherever_they_go() -> None:
+    def runner(events: int) -> PartitionRunner:
+        made = PartitionRunner("t/0", unused, RunnerOptions())
+        made._past = TaskStats(events=events, commits=1)
+        return made
+
+    async def unused() -> PartitionTask:
+        raise AssertionError
+
+    line, stays, goes = MinuteLine(0.0), runner(600), runner(6_000)
+    assert "110 events/s, 2 commits" in line.line({"a": stays, "b": goes}, 60.0)
+    stays._past = TaskStats(events=1_200, commits=3)
+    assert "10 events/s, 2 commits" in line.line({"a": stays}, 120.0), "what left takes nothing away"
+    assert "10 events/s, 1 commits" in line.line({"a": stays, "b": runner(600)}, 180.0), "and begins at nothing"
 
 
 def test_values_of_another_version_are_projected_for_the_counter() -> None:
