@@ -32,9 +32,9 @@ def run_map_case(
             puts += [_put(each, at, part[each.event], manifest) for each in emitted]
             rejects += [{"index": at + each.index, "reason": each.reason} for each in refused]
         host.close()
-        lines = [] if puts == case["puts"] else [f"puts {puts} are not {case['puts']}"]
+        lines = [] if puts == case["puts"] else [f"expected puts {case['puts']}, got {puts}"]
         if rejects != case.get("rejects", []):
-            lines.append(f"rejects {rejects} are not {case.get('rejects', [])}")
+            lines.append(f"expected rejects {case.get('rejects', [])}, got {rejects}")
         failures += [f"{case['name']} (batches of {size}): {line}" for line in lines]
     return failures
 

@@ -70,12 +70,22 @@ def _run_case(host: FoldHost, case: dict[str, Any], merge: MergeType, size: int)
             rejects.append({"index": at + reject.index, "reason": reject.reason})
     got = {key.decode(): row and decode_row(row) for key, row in host.take()}
     want = {key: None if row is None else _row(row, merge) for key, row in case["expect"].items()}
-    lines = [f"{key}: {got.get(key)} is not {want.get(key)}" for key in got | want if got.get(key) != want.get(key)]
+    differ = [key for key in got | want if got.get(key) != want.get(key)]
+    lines = [f"{key}: expected {_shown(want.get(key))}, got {_shown(got.get(key))}" for key in differ]
     if got.keys() != want.keys():
-        lines.append(f"rows {sorted(got)} changed, not {sorted(want)}")
+        lines.append(f"expected changes of {sorted(want)}, got {sorted(got)}")
     if rejects != case.get("rejects", []):
-        lines.append(f"rejects {rejects} are not {case.get('rejects', [])}")
+        lines.append(f"expected rejects {case.get('rejects', [])}, got {rejects}")
     return lines
+
+
+def _shown(row: Row | bytes | None) -> str:
+    """A row as vectors have it, which is what has to be corrected when the code is right."""
+    if not isinstance(row, Row):
+        return "no row"
+    names = ("start_hlc", "last_hlc", "expires_ms")
+    cells = [{**{name: getattr(c, name) for name in names}, "payload": c.payload.hex()} for c in row.cells]
+    return json.dumps({"deleted_hlc": row.deleted_hlc, "last_hlc": row.last_hlc, "cells": cells})
 
 
 def _event(data: dict[str, Any]) -> Event:

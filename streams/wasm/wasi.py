@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime import _wasi as outputs
 
 from streams.model.errors import BadInput
 from streams.wasm.engine import TICK_S, CompiledModule, EngineHost, Limits, TrapKind, UdfTrap, first_line
 
 STDERR_BYTES_MAX = 64 << 10
+_NO_FINALIZER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,18 @@ class _Captured:
         return b"".join(self._parts)
 
 
+def _capture(config: wasmtime.WasiConfig, stream: str, to: _Captured) -> int:
+    """Let the program's stream go to `to`; where that is kept until the store is closed.
+
+    As `config.stdout_custom`, but without a finalizer: wasmtime calls that from a thread of its own some time after the
+    store was closed, and a process that is ending by then is aborted (5 of 100 commands on a busy machine).
+    """
+    index: int = outputs.CUSTOM_OUTPUTS.allocate(to.write)
+    set_stream = getattr(ffi, f"wasi_config_set_{stream}_custom")
+    set_stream(config.ptr(), outputs.custom_call, index, _NO_FINALIZER)
+    return index
+
+
 def run_wasi(compiled: CompiledModule, stdin: bytes, limits: Limits, host: EngineHost) -> WasiResult:
     """Runs the program's `_start` once, on a store of its own; blocks, and releases the GIL meanwhile.
 
@@ -60,8 +76,7 @@ def run_wasi(compiled: CompiledModule, stdin: bytes, limits: Limits, host: Engin
         config = wasmtime.WasiConfig()
         config.argv = ["program"]
         config.stdin_file = str(source)
-        config.stdout_custom = out.write
-        config.stderr_custom = err.write
+        given = [_capture(config, "stdout", out), _capture(config, "stderr", err)]
         store = wasmtime.Store(host.engine(False))
         try:
             store.set_limits(
@@ -72,6 +87,8 @@ def run_wasi(compiled: CompiledModule, stdin: bytes, limits: Limits, host: Engin
             status = _start(compiled, store, limits, host, out, err)
         finally:
             store.close()
+            for index in given:
+                outputs.CUSTOM_OUTPUTS.deallocate(index)
     return WasiResult(status, out.value(), err.value().decode("utf-8", "replace"))
 
 

@@ -191,8 +191,7 @@ async def test_bad_addresses_and_bodies(edge: TestGateway) -> None:
         await http.post("/v1/orders:batch", data=b"", headers={"Content-Type": "text/html"}), 400, "Content-Type"
     )
     await problem_of(await http.post("/v1/trades:execute", json={"symbol": "A"}), 400, "trades")
-    for none in ({"trades": []}, []):
-        assert (await answer(await http.post("/v1/trades:execute", json=none)))["trades"] == []
+    assert (await answer(await http.post("/v1/trades:execute", json={"trades": []})))["trades"] == []
     await problem_of(await http.post("/v1/trades:execute", json=[{"price": "1"}]), 400, "trades[0].quantity")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -333,3 +334,22 @@ def test_wasi_programs_run_under_limits(tmp_path: Path) -> None:
         with pytest.raises(UdfTrap) as caught:
             run(wat(body), deadline_s=0.1)
         assert caught.value.kind is kind
+
+
+def test_a_program_leaves_nothing_that_a_thread_of_wasmtime_would_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call came after the run, from another thread: a process that was ending by then was aborted."""
+    from wasmtime import _ffi as ffi
+
+    finalizers, compiled = [], ModuleCache(tmp_path).load(wat('(func (export "_start"))'))
+    for name in ("wasi_config_set_stdout_custom", "wasi_config_set_stderr_custom"):
+        original = getattr(ffi, name)
+
+        def recorded(*given: object, original: Callable[..., None] = original) -> None:
+            finalizers.append(given[-1])
+            original(*given)
+
+        monkeypatch.setattr(ffi, name, recorded)
+    assert run_wasi(compiled, b"", Limits(), HOST).status == 0
+    assert len(finalizers) == 2 and not any(finalizers), "a null pointer is false"
