@@ -65,12 +65,17 @@ class Transport:
         A read that the region has not caught up for is asked again, for `catch_up_s` in all (None: the session's): a
         gateway holds it only for seconds, a load may take longer to fold.
         """
-        deadline = time.monotonic() + (self._catch_up_s if catch_up_s is None else catch_up_s)
+        began, asked = time.monotonic(), 0
+        deadline = began + (self._catch_up_s if catch_up_s is None else catch_up_s)
         while True:
+            asked += 1
             try:
                 return await self._once(method, path, query, headers, body)
             except Timeout as error:
-                if method != "GET" or error.field != "Causal-Token" or time.monotonic() >= deadline:
+                if method != "GET" or error.field != "Causal-Token":
+                    raise
+                if time.monotonic() >= deadline:
+                    error.detail += f"; asked {asked} times in {time.monotonic() - began:.0f} s" if asked > 1 else ""
                     raise
                 await asyncio.sleep(min(error.retry_after_s, max(0.0, deadline - time.monotonic())))
 

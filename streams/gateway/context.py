@@ -172,7 +172,7 @@ class Gateway:
             )
         except Timeout as error:
             raise Timeout(
-                f"this region has not caught up with the token within {self.options.wait_s:g} s",
+                f"this region has not caught up with the token: {error.detail}",
                 field="Causal-Token",
                 fix="try again, or read in the region where the write was made",
                 retry_after_s=error.retry_after_s,

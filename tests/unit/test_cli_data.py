@@ -64,7 +64,10 @@ async def test_a_session_reads_its_writes_and_types_its_errors(edge: TestGateway
         await client.put("score:a", {"add": 1})
         with pytest.raises(Timeout) as late:
             await client.get("score:a")
-        assert late.value.retry_after_s >= 1
+        assert late.value.retry_after_s >= 1 and "events.score/" in late.value.detail, "which input is behind"
+        async with connect(edge.url, token=client.token, catch_up_s=0.5) as asking:
+            with pytest.raises(Timeout, match=r"asked \d+ times in \d+ s"):
+                await asking.get("score:a")
         async with connect(edge.url, token=client.token) as patient, asyncio.timeout(20):
             with pytest.raises(Timeout):
                 await patient.wait_for(timeout_s=0.1)  # not for as long as its reads would wait
