@@ -108,6 +108,8 @@ def format_of(file: Path, kind: str | None) -> str:
         found = kind
     elif file.suffix.lower() in _SUFFIXES:
         found = _SUFFIXES[file.suffix.lower()]
+    elif str(file) == "-":
+        raise BadInput("standard input and output name no format", field="--format", fix="use csv or ndjson")
     else:
         raise BadInput(
             f"{file.suffix!r} is no known format", field="FILE", fix="use .csv, .ndjson, .parquet, .arrow or --format"

@@ -179,7 +179,9 @@ async def _letter(record: str, region: str | None, data: Path | None, servers: s
         servers = (topology.region(region) if region else topology.home).bootstrap_servers
     start, end = (await bounds_of(servers, topic)).get(partition, (0, 0))
     if not start <= offset < end:
-        raise NotFound(f"{topic}/{partition} holds {start} to {end}, not {offset}", field="RECORD")
+        held = f"offsets {start} to {end - 1}" if end > start else "nothing"
+        fix = "`streams udf traps NAME` shows what there is"
+        raise NotFound(f"{topic}/{partition} holds {held}, not {offset}", field="RECORD", fix=fix)
     for found in await read_records(servers, topic, partition, offset, offset + 1):
         return _dead_letter(found)
     raise NotFound(f"there is no committed record at {record}", field="RECORD")

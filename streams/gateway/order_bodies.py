@@ -43,7 +43,9 @@ def name_of(value: object, field: str) -> str:
         value = str(value)
     if type(value) is not str or not _NAME.match(value) or value.endswith(":replace"):
         raise BadInput(
-            "is no id", field=field, fix="use 1 to 64 letters, digits and . _ : @ ~ + -, not ending in :replace"
+            "is missing" if value is None else "is no id",
+            field=field,
+            fix="use 1 to 64 letters, digits and . _ : @ ~ + -, not ending in :replace",
         )
     return value
 
@@ -56,7 +58,8 @@ def is_name(value: str) -> bool:
 def symbol_of(value: object, field: str = "symbol") -> str:
     """A symbol or asset; BadInput."""
     if type(value) is not str or not _SYMBOL.match(value):
-        raise BadInput("is no symbol", field=field, fix="use 1 to 32 letters, digits and . _ -")
+        wrong = "is missing" if value is None else "is no symbol"
+        raise BadInput(wrong, field=field, fix="use 1 to 32 letters, digits and . _ -")
     return value
 
 

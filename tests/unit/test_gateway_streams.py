@@ -222,7 +222,7 @@ async def test_who_reads_nothing_is_disconnected_and_memory_does_not_grow(edge: 
         writer.transport.pause_reading()
         writer.write(b"GET /v1/keyspaces/device:subscribe HTTP/1.1\r\nHost: a\r\n\r\n")
         own = writer.get_extra_info("sockname")[1]
-        assert served(own)
+        await eventually(lambda: served(own))  # its connection is accepted in another thread
         await eventually(lambda: source.given > 0)
         await eventually(lambda: source.closed == 1, 20)
         assert edge.gateway.subscribers.count == 0 and source.given < 64 << 20
