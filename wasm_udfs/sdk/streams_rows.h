@@ -115,25 +115,30 @@ STREAMS_COLD static streams_cell *streams_append_cell(streams_row *r) {
 typedef struct { uint32_t hash; streams_row *row; } streams_slot;
 static streams_slot *streams_slots;
 static uint32_t streams_slot_cap, streams_slot_used;
-static streams_row **streams_dirty;
-static uint32_t streams_dirty_cap, streams_dirty_n, streams_dirty_at;
+typedef struct { streams_row **rows; uint32_t n, cap; } streams_row_list;
+static streams_row_list streams_dirty;
+static uint32_t streams_dirty_at;
 
 STREAMS_INLINE uint8_t *streams_row_key(streams_row *r) { return (uint8_t *)(r + 1); }
 
-STREAMS_COLD static void streams_grow_dirty(void) {
-  uint32_t cap = streams_dirty_cap ? streams_dirty_cap * 2 : 1024;
-  streams_row **list = streams_malloc(cap * sizeof *list);
-  if (streams_dirty_n) __builtin_memcpy(list, streams_dirty, streams_dirty_n * sizeof *list);
-  if (streams_dirty_cap) streams_free(streams_dirty, streams_dirty_cap * sizeof *list);
-  streams_dirty = list;
-  streams_dirty_cap = cap;
+STREAMS_COLD static void streams_grow_list(streams_row_list *l) {
+  uint32_t cap = l->cap ? l->cap * 2 : 1024;
+  streams_row **rows = streams_malloc(cap * sizeof *rows);
+  if (l->n) __builtin_memcpy(rows, l->rows, l->n * sizeof *rows);
+  if (l->cap) streams_free(l->rows, l->cap * sizeof *rows);
+  l->rows = rows;
+  l->cap = cap;
+}
+
+STREAMS_INLINE void streams_list_row(streams_row_list *l, streams_row *r) {
+  if (l->n == l->cap) streams_grow_list(l);
+  l->rows[l->n++] = r;
 }
 
 STREAMS_INLINE void streams_mark_dirty(streams_row *r) {
   if (r->dirty) return;
   r->dirty = 1;
-  if (streams_dirty_n == streams_dirty_cap) streams_grow_dirty();
-  streams_dirty[streams_dirty_n++] = r;
+  streams_list_row(&streams_dirty, r);
 }
 
 /* For rows of one cell whose keys are not the event's: the cell that the event continues, or a new one in its place when
@@ -206,8 +211,7 @@ STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
  * the processor's cache, and so that their memory serves the next. Holds are counted in `touched`; only the module's tables
  * of pointers to rows need them, what a round found is valid until its fold. */
 enum { STREAMS_LISTED = 0x80 };
-static streams_row **streams_listed;
-static uint32_t streams_listed_n, streams_listed_cap;
+static streams_row_list streams_listed;
 
 STREAMS_INLINE void streams_hold(streams_row *r) { r->touched++; }
 
@@ -215,15 +219,7 @@ STREAMS_INLINE void streams_hold(streams_row *r) { r->touched++; }
 STREAMS_UNUSED static void streams_let_go(streams_row *r) {
   if (--r->touched || r->dirty) return;
   r->touched = STREAMS_LISTED;
-  if (streams_listed_n == streams_listed_cap) {
-    uint32_t cap = streams_listed_cap ? streams_listed_cap * 2 : 1024;
-    streams_row **list = streams_malloc(cap * sizeof *list);
-    if (streams_listed_n) __builtin_memcpy(list, streams_listed, streams_listed_n * sizeof *list);
-    if (streams_listed_cap) streams_free(streams_listed, streams_listed_cap * sizeof *list);
-    streams_listed = list;
-    streams_listed_cap = cap;
-  }
-  streams_listed[streams_listed_n++] = r;
+  streams_list_row(&streams_listed, r);
 }
 
 static void streams_evict_row(streams_row *r) {
@@ -242,12 +238,12 @@ static void streams_evict_row(streams_row *r) {
 }
 
 static void streams_evict_listed(void) {
-  for (uint32_t i = 0; i < streams_listed_n; i++) {
-    streams_row *r = streams_listed[i];
+  for (uint32_t i = 0; i < streams_listed.n; i++) {
+    streams_row *r = streams_listed.rows[i];
     r->touched -= STREAMS_LISTED;
     if (!r->touched) streams_evict_row(r);
   }
-  streams_listed_n = 0;
+  streams_listed.n = 0;
 }
 #endif
 
@@ -413,13 +409,13 @@ STREAMS_EXPORT("streams_load") int32_t streams_load(const uint8_t *p, uint32_t l
 }
 
 /* Tells the host how large the next commit would be. */
-STREAMS_EXPORT("streams_changed") uint32_t streams_changed(void) { return streams_dirty_n - streams_dirty_at; }
+STREAMS_EXPORT("streams_changed") uint32_t streams_changed(void) { return streams_dirty.n - streams_dirty_at; }
 
 STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   streams_scratch_reset();
   uint32_t first = streams_dirty_at, last = first, key_bytes = 0, row_bytes = 0;
-  while (last < streams_dirty_n && key_bytes + row_bytes < STREAMS_TAKE_BYTES) {
-    streams_row *r = streams_dirty[last++];
+  while (last < streams_dirty.n && key_bytes + row_bytes < STREAMS_TAKE_BYTES) {
+    streams_row *r = streams_dirty.rows[last++];
     key_bytes += r->key_len;
     row_bytes += r->exists ? streams_row_size(r) : 0;
   }
@@ -428,7 +424,7 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   uint8_t *keys = present + n, *rows = keys + key_bytes, *key = keys, *row = rows;
   streams_put32(out, n);
   for (uint32_t i = 0; i < n; i++) {
-    streams_row *r = streams_dirty[first + i];
+    streams_row *r = streams_dirty.rows[first + i];
     streams_copy(key, streams_row_key(r), r->key_len);
     key += r->key_len;
     if (r->exists) row = streams_row_write(r, row);
@@ -441,13 +437,13 @@ STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
 #endif
   }
   streams_dirty_at = last;
-  if (last == streams_dirty_n) streams_dirty_at = streams_dirty_n = 0;
+  if (last == streams_dirty.n) streams_dirty_at = streams_dirty.n = 0;
   streams_round_over = 1;
 #ifdef STREAMS_EVICT
-  if (!streams_dirty_n) streams_evict_listed();
+  if (!streams_dirty.n) streams_evict_listed();
   streams_round_ptr = 0; /* what was prepared may have lost rows */
 #endif
-  return streams_answer(out, (uint32_t)(row - out), streams_dirty_n ? 1 : 0);
+  return streams_answer(out, (uint32_t)(row - out), streams_dirty.n ? 1 : 0);
 }
 
 #ifdef STREAMS_OUTPUTS
