@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,7 @@ def build(
     """Compile the directory's source (C, Zig or Python) to WebAssembly."""
     from streams.wasm.build import write_modules
 
-    for path in write_modules(directory, names=names):
+    for path in write_modules(directory, names=names, tell=lambda text: print(text, file=sys.stderr)):
         print(f"{path} ({path.stat().st_size} bytes)")
 
 

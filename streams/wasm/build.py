@@ -1,21 +1,23 @@
 """Builds a UDF directory to WebAssembly.
 
-C and Zig with the `ziglang` wheel: the same source gives the same bytes, anywhere. Python with `componentize-py`, whose
-bytes differ from build to build (languages.py says why).
+C and Zig with the `ziglang` wheel, Python with `componentize-py`: the same source gives the same bytes, anywhere
+(Python's where steady.py holds).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from streams.model.errors import BadInput
 from streams.model.row import MergeType
-from streams.wasm.languages import componentize, run_zig
+from streams.wasm.componentize import componentize
+from streams.wasm.languages import run_zig
 from streams.wasm.manifest import Manifest, read_manifest
 
+Tell = Callable[[str], None]
 SUFFIXES = (".c", ".zig", ".py")
 _FLAGS = (
     "-target", "wasm32-freestanding", "-std=c11", "-O3", "-mcpu=generic+bulk_memory+simd128", "-nostdlib",
@@ -27,9 +29,9 @@ _ZIG_FLAGS = (
 )  # fmt: skip
 
 
-def build_directory(directory: Path, *, names: bool = False) -> dict[str, bytes]:
+def build_directory(directory: Path, *, names: bool = False, tell: Tell | None = None) -> dict[str, bytes]:
     """The modules of a UDF directory, by file name; nothing is written there. `names`: keep functions' names, which
-    backtraces of traps show.
+    backtraces of traps show. `tell` is called with what is to be known of them.
 
     BadInput carries the compiler's first errors when the source does not compile.
     """
@@ -40,7 +42,10 @@ def build_directory(directory: Path, *, names: bool = False) -> dict[str, bytes]
             f"there is no {manifest.name}.c, .zig or .py in it", field="directory", fix="see `streams udf new`"
         )
     if source.suffix == ".py":
-        return {f"{manifest.name}.wasm": componentize(source, manifest)}
+        component = componentize(source, manifest)
+        if tell is not None and not component.steady:
+            tell("built again, the same source gives other bytes: on this machine nothing holds the interpreter's seed")
+        return {f"{manifest.name}.wasm": component.wasm}
     compile_one = compile_zig if source.suffix == ".zig" else compile_source
     macros = _macros(manifest)
     return {name: compile_one(source, merge, macros, names=names) for name, merge in manifest.modules().items()}
@@ -52,10 +57,10 @@ def source_of(directory: Path, name: str) -> Path | None:
     return next((each for each in found if each.is_file()), None)
 
 
-def write_modules(directory: Path, *, names: bool = True) -> list[Path]:
+def write_modules(directory: Path, *, names: bool = True, tell: Tell | None = None) -> list[Path]:
     """Builds a UDF directory and writes its modules into it; the files written."""
     written = []
-    for name, wasm in build_directory(directory, names=names).items():
+    for name, wasm in build_directory(directory, names=names, tell=tell).items():
         path = directory / name
         path.write_bytes(wasm)
         written.append(path)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
+import platform
 import random
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -20,16 +26,31 @@ from streams.client.udf_template import files_of
 from streams.model.errors import BadInput
 from streams.serde import encode, load_builtin
 from streams.wasm import build as build_room
+from streams.wasm import steady
 from streams.wasm.admission import DeployCaps, admit_manifest, admit_module
 from streams.wasm.batch import Event, build
+from streams.wasm.componentize import SCHEMA_IDS
 from streams.wasm.engine import ModuleCache
 from streams.wasm.fold_host import FoldHost, FoldOptions
-from streams.wasm.languages import SCHEMA_IDS
 from streams.wasm.map_host import MapHost
 from streams.wasm.vectors import run_vectors
 
 SDK = Path(str(files("wasm_udfs").joinpath("sdk", "python")))
 pytestmark = pytest.mark.timeout(900)  # an interpreter is built and compiled: 20 s alone, minutes beside others
+holds = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in steady.HELD_BY, reason="nothing is held there"
+)
+KEEPING = """
+
+import os
+import uuid
+
+import helper
+import pack.inner
+
+KEPT = {str(each) for each in range(99)}, {object() for _ in range(99)}, time.time(), time.perf_counter(), uuid.uuid4()
+SEEN = os.listdir("/python"), os.listdir("/2"), os.stat("/python"), os.stat(__file__), dict(os.environ), os.urandom(9)
+"""
 HOSTILE = Path(__file__).parent / "hostile_udfs" / "hostile_counter.py"
 
 
@@ -51,11 +72,79 @@ def test_the_sdk_knows_the_built_in_schemas_by_their_fingerprints() -> None:
     assert {load_builtin()[name].id: name for name in SCHEMA_IDS.values()} == SCHEMA_IDS
 
 
-def test_a_fold_in_python_is_the_fold_in_c_and_is_contained(tmp_path: Path, seeded: random.Random) -> None:
-    """One component, since building and compiling an interpreter takes seconds."""
-    cache = ModuleCache(tmp_path / "cache")
-    place = scaffold(tmp_path / "python", "python", "fold", HOSTILE.read_text())
+def hostile(place: Path) -> Path:
+    """A UDF's directory, whose source keeps all that differs from build to build, and imports what lies beside it."""
+    scaffold(place, "python", "fold", HOSTILE.read_text() + KEEPING)
+    (place / "helper.py").write_text("NAMES = {'a', 'b'}\n")
+    (place / "pack").mkdir()
+    (place / "pack" / "__init__.py").write_text("")
+    (place / "pack" / "inner.py").write_text("from logging import getLogger\n")
+    return place
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one built component, since building an interpreter takes seconds."""
+    place = hostile(tmp_path_factory.mktemp("built") / "python")
     build_room.write_modules(place)
+    return place
+
+
+@holds
+def test_building_again_gives_the_same_bytes(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another directory, beside what is not its own, with another home, on another file system if there is one."""
+    wasm = (built / "fresh.wasm").read_bytes()
+    place = hostile(tmp_path / "else where" / "python")
+    (place / "fresh.wasm").write_bytes(wasm)
+    (place / "notes.txt").write_text("not the source's")
+    (place / ".git").mkdir()
+    (place / "__pycache__").mkdir()
+    shared = Path("/dev/shm")
+    temporary = Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    said: list[str] = []
+    before = os.umask(0o077)
+    try:
+        again = build_room.build_directory(place, tell=said.append)["fresh.wasm"]
+        assert not list(temporary.iterdir())
+    finally:
+        os.umask(before)
+        shutil.rmtree(temporary)
+    assert hashlib.sha256(again).hexdigest() == hashlib.sha256(wasm).hexdigest()
+    assert said == []
+    assert str(tmp_path).encode() not in again
+
+
+@holds
+def test_where_nothing_can_be_held_a_component_is_built_all_the_same_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trap may end the child: a call of a thread that holds signals back has no handler."""
+    preloaded = []
+
+    def run(command: list[str], source: Path, timeout_s: float, where: Path, environment: dict[str, str]) -> Any:
+        preloaded.append("LD_PRELOAD" in environment)
+        if preloaded[-1]:
+            return subprocess.CompletedProcess(command, -signal.SIGSYS, "", "")
+        (where / "module.wasm").write_bytes(b"component")
+        return subprocess.CompletedProcess(command, 0, "not preloaded\n", "")
+
+    monkeypatch.setattr(steady, "run_child", run)
+    said: list[str] = []
+    place = scaffold(tmp_path / "python", "python", "fold")
+    assert build_room.build_directory(place, tell=said.append) == {"fresh.wasm": b"component"}
+    assert (preloaded, len(said)) == ([True, False], 1) and "other bytes" in said[0]
+    monkeypatch.setattr(steady.platform, "machine", lambda: "riscv64")
+    assert build_room.build_directory(place) == {"fresh.wasm": b"component"}
+    assert preloaded == [True, False, False]
+
+
+def test_a_fold_in_python_is_the_fold_in_c_and_is_contained(built: Path, tmp_path: Path, seeded: random.Random) -> None:
+    cache = ModuleCache(tmp_path / "cache")
+    place = built
     wasm = (place / "fresh.wasm").read_bytes()
     manifest = admit_manifest((place / "udf.toml").read_text(), DeployCaps())
     assert admit_module(wasm, manifest, DeployCaps(), cache)
