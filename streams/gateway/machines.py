@@ -15,19 +15,15 @@ from pathlib import Path
 
 from streams.definitions.deployment import Deployment
 from streams.definitions.releases import Release
-from streams.kafka.raw_fetch import RawConsumer
-from streams.kafka.records import records_of
-from streams.kafka.run import Run
 from streams.model.errors import BadInput, NotFound, StreamsError, Unavailable
 from streams.model.topology import Topology
 from streams.sequencer.machine_log import Installed, MachineResult
 from streams.sequencer.machine_state import DeployedState, MachineStep
 from streams.sequencer.options import SequencerOptions, home_servers, topic_of
-from streams.sequencer.replica import Replica, pieces_of
+from streams.sequencer.threaded import ThreadedReplica
 from streams.wasm.admission import DeployCaps, admit_manifest
 from streams.wasm.engine import ModuleCache
 from streams.wasm.limits import Limits
-from streams.wasm.machine_host import LogCommand
 from streams.wasm.machine_run import check_machine
 
 log = logging.getLogger(__name__)
@@ -36,33 +32,6 @@ FIND_S = 3.0
 """How long a request waits for a machine that is being installed."""
 _POLL_S = 0.25
 Report = Callable[[Deployment, str, str], Awaitable[None]]
-
-
-class MachineReplica(Replica[MachineResult]):
-    """A replica whose commands are executed in a thread: they are a stranger's, and may take long.
-
-    So its state is ahead of the results that are known here, for a moment: whoever waits, waits for those.
-    """
-
-    _told = 0
-
-    async def _connect(self, consumer: RawConsumer) -> None:
-        await super()._connect(consumer)
-        self._told = self.state.next
-
-    async def _until(self, position: int) -> None:
-        if min(self._told, self.state.next) < position:
-            await self._turn_of(position)
-
-    async def _take(self, run: Run) -> None:
-        commands = [LogCommand(each.offset, each.timestamp_ms, each.value or b"") for each in records_of(run)]
-        pieces = pieces_of(commands, self._options.batch_commands, self._options.batch_bytes) or [[]]
-        for piece in pieces:
-            last = not piece or piece[-1] is commands[-1]
-            following = run.next if last else piece[-1].offset + 1
-            step = await asyncio.to_thread(self.state.apply, piece, following)
-            self._told = following
-            self._publish(piece, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +58,9 @@ class Machine:
         self.topic = topic_of(self.group)
         self.state = DeployedState(service.path / self.topic, self.topic, service.cache)
         servers = home_servers(service.topology, service.region)
-        self.replica = MachineReplica(self.group, servers, self.state, self._stepped, service.options)
+        self.replica: ThreadedReplica[MachineResult] = ThreadedReplica(
+            self.group, servers, self.state, self._stepped, service.options
+        )
         self.changed = asyncio.Event()
         self._said = ("", "", "")
         self._tasks: set[asyncio.Task[None]] = set()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from streams.gateway.order_bodies import batch_operation, order_json, refusal
 from streams.gateway.order_columns import encode_columns
 from streams.model.errors import BadInput, NotFound, StreamsError, Unavailable
@@ -22,6 +24,7 @@ from streams.sequencer.order_commands import (
     decode_operation,
 )
 from streams.sequencer.orders_state import OrdersStore
+from streams.sequencer.packed import Packed
 from streams.serde import parse_json
 from streams.tabular.ipc import ArrowStream, check_batch, decode
 from streams.tabular.orders import order_columns
@@ -38,8 +41,8 @@ class Lines:
     """A batch's good lines, encoded, with their numbers from 1; and the first `REJECTED_MAX` of those
     that are refused before anything is sent."""
 
-    numbers: list[int] = field(default_factory=list)
-    parts: list[bytes] = field(default_factory=list)
+    numbers: list[int] | range = field(default_factory=list)
+    parts: list[bytes] | Packed = field(default_factory=list)
     refused: list[tuple[int, StreamsError]] = field(default_factory=list)
     refused_count: int = 0
 
@@ -52,11 +55,38 @@ class Lines:
             if len(self.refused) < REJECTED_MAX:
                 self.refused.append((number, error.with_traceback(None)))
             return
-        self.numbers.append(number)
-        self.parts.append(part)
+        numbers, parts = self._lists()
+        numbers.append(number)
+        parts.append(part)
 
-    def chunks(self) -> Iterator[tuple[list[int], list[bytes]]]:
-        """Stretches that are a record of the log each."""
+    def _lists(self) -> tuple[list[int], list[bytes]]:
+        if isinstance(self.numbers, range):
+            self.numbers = list(self.numbers)
+        if isinstance(self.parts, Packed):
+            self.parts = self.parts.tolist()
+        return self.numbers, self.parts
+
+    def add_packed(self, first: int, parts: Packed) -> None:
+        """Take good lines, which are numbered from `first` on."""
+        if not self.parts:
+            self.numbers, self.parts = range(first, first + len(parts)), parts
+        elif isinstance(self.parts, Packed) and isinstance(self.numbers, range) and self.numbers.stop == first:
+            self.numbers, self.parts = range(self.numbers.start, first + len(parts)), self.parts + parts
+        else:
+            numbers, before = self._lists()
+            numbers += range(first, first + len(parts))
+            before += parts.tolist()
+
+    def chunks(self) -> Iterator[tuple[Sequence[int], Sequence[bytes]]]:
+        """Stretches that are a record of the log each: equal ones of equal lines."""
+        if isinstance(self.parts, Packed):
+            first, ends = 0, self.parts.ends
+            while first < len(ends):
+                size = (int(ends[first - 1]) if first else self.parts.start) + CHUNK_BYTES
+                last = min(first + ORDERS_MAX, int(np.searchsorted(ends, size)) + 1, len(ends))
+                yield self.numbers[first:last], self.parts[first:last]
+                first = last
+            return
         first = size = 0
         for index, part in enumerate(self.parts):
             size += len(part)
@@ -99,8 +129,7 @@ def _read_arrow(lines: Lines, body: bytes) -> None:
             columns = order_columns(batch)
             parts = None if columns is None else encode_columns(columns)
             if parts is not None:
-                lines.numbers += range(number + 1, number + 1 + len(parts))
-                lines.parts += parts
+                lines.add_packed(number + 1, parts)
             else:
                 for index, row in enumerate(batch.to_pylist(), number + 1):
                     lines.add(index, row)

@@ -190,7 +190,7 @@ class BookRoutes:
         asked = asked_of(call)
         if not deals:  # what `:match` answers when nothing crosses: there is nothing to agree on
             stands = trading.state.machine_state
-            return reply({"trades": [], "offset": trading.state.next - 1, "timestamp": max(stands.time_ms, 0)})
+            return reply({"trades": [], "offset": trading.position - 1, "timestamp": max(stands.time_ms, 0)})
         result, _ = await execute_on(
             trading, asked, command(EXECUTE, asked.identity, [each.encode() for each in deals])
         )
@@ -215,7 +215,7 @@ class BookRoutes:
         if name not in trading.state.symbols:
             raise _no_symbol(name)
         found, at, seen = trading.state.trades(name, offset, index, limit)
-        return reply({"symbol": name, "trades": found, "cursor": f"{at}.{seen}", "offset": trading.state.next - 1})
+        return reply({"symbol": name, "trades": found, "cursor": f"{at}.{seen}", "offset": trading.position - 1})
 
     async def subscribe(self, call: Call) -> Reply:
         """Follow a book."""
@@ -250,14 +250,13 @@ class BookRoutes:
         idle_s = self._gateway.subscribers.options.idle_s
         sent_s = time.monotonic()
         while True:
-            stands = trading.state.next
+            stands = trading.position
             entries = trading.state.feed(name, after, FEED_RECORDS)
             if entries:
                 yield b"".join(_entry(name, each) for each in entries)
-                sent_s = time.monotonic()
-            after = entries[-1].offset if len(entries) == FEED_RECORDS else max(after, stands - 1)
-            if entries:
+                sent_s, after = time.monotonic(), entries[-1].offset
                 continue
+            after = max(after, stands - 1)
             await trading.moved(stands + 1, idle_s)
             if time.monotonic() - sent_s >= idle_s:
                 # Other books move: a client of a quiet one hears of it, and resumes from here.
@@ -290,7 +289,7 @@ class BookRoutes:
         row = trading.state.account(identity)
         if row is None:
             raise NotFound(f"there is no account {identity}", field="id", fix="make it: PUT /v1/accounts/{id}")
-        return reply(_account(identity, row, trading.state.next - 1))
+        return reply(_account(identity, row, trading.position - 1))
 
 
 def _account(identity: str, row: bytes, offset: int) -> dict[str, object]:

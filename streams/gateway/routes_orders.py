@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 
 from streams.gateway.auth import authorize
 from streams.gateway.context import Gateway
@@ -20,6 +23,7 @@ from streams.gateway.order_batches import (
     plain_trades,
 )
 from streams.gateway.order_bodies import name_of, order_json, placing, refusal, replacing
+from streams.gateway.order_pipeline import Placing, in_turn
 from streams.gateway.params import CONSISTENCY, Param
 from streams.gateway.routes_strong import Asked, asked_of, execute_on
 from streams.gateway.trading import Trading
@@ -149,17 +153,42 @@ class OrderRoutes:
         lines = await asyncio.to_thread(parse_batch, call.content_type, await call.body())
         asked, batch = asked_of(call), BatchAnswer(trading.state, summary == "summary")
         batch.refuse_lines(lines)
-        for index, (numbers, parts) in enumerate(lines.chunks()):
-            name = asked.text.encode("latin-1") + (b"\x00%d" % index if index else b"")
-            part = Asked(asked.text, command_id(call.principal.name, name))
-            try:
-                result, _ = await execute_on(trading, part, command(ORDERS, part.identity, parts))
-            except StreamsError as error:
-                if not index:
-                    raise
-                raise UnknownBatch(error.detail, asked.text, batch.accepted) from error
-            batch.take(numbers, parts, result)
+        chunks = enumerate(lines.chunks())
+        for _, (numbers, parts) in itertools.islice(
+            chunks, 1
+        ):  # says whether the key is good; then the others may follow
+            batch.take(numbers, parts, await _place_chunk(call, trading, asked, 0, parts))
+        taken, rest = itertools.tee(chunks)
+        jobs = (functools.partial(_place_chunk, call, trading, asked, index, parts) for index, (_, parts) in rest)
+        results = in_turn(jobs)
+        try:
+            async for result in results:
+                _, (numbers, parts) = next(taken)
+                batch.take(numbers, parts, result)
+        except StreamsError as error:
+            raise UnknownBatch(error.detail, asked.text, batch.accepted) from error
+        finally:
+            await results.aclose()
         return reply(batch.body())
+
+
+def _nothing() -> None:
+    pass
+
+
+async def _place_chunk(
+    call: Call,
+    trading: Trading,
+    asked: Asked,
+    index: int,
+    parts: Sequence[bytes],
+    placed: Callable[[], None] = _nothing,
+) -> OrdersResult:
+    """What became of the orders of one record of a batch; `placed` is called when it has its place in the log."""
+    name = asked.text.encode("latin-1") + (b"\x00%d" % index if index else b"")
+    part = Asked(asked.text, command_id(call.principal.name, name))
+    result, _ = await execute_on(Placing(trading, placed), part, command(ORDERS, part.identity, parts))
+    return result
 
 
 class OrderKeys:

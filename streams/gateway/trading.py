@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from streams.model.topology import Topology
 from streams.sequencer.options import ORDERS_GROUP, SequencerOptions, home_servers, topic_of
 from streams.sequencer.order_commands import OrdersResult
 from streams.sequencer.orders_state import OrdersStep, OrdersStore
-from streams.sequencer.replica import Replica
+from streams.sequencer.threaded import ThreadedReplica
 from streams.wasm.builtin import builtin_module
 from streams.wasm.engine import ModuleCache
 
 BATCH_BYTES = 256 << 10
+INLINE_BYTES = 16 << 10
+"""Some hundred orders: they are applied sooner than a thread would begin to."""
 
 
 class Trading:
@@ -23,11 +26,12 @@ class Trading:
 
     def __init__(self, topology: Topology, region: str, path: Path, options: SequencerOptions | None = None) -> None:
         self.home, self.topic = topology.home.name, topic_of(ORDERS_GROUP)
-        # An order costs microseconds here, a step of the event loop should not cost readers many milliseconds.
+        # An order costs microseconds here, a step should not cost readers many milliseconds: they wait for its end.
         options = replace(options or SequencerOptions(), batch_bytes=BATCH_BYTES)
         self.state = OrdersStore(path / self.topic, self.topic, builtin_module("order_book"), ModuleCache())
-        self.replica: Replica[OrdersResult] = Replica(
-            ORDERS_GROUP, home_servers(topology, region), self.state, self.stepped, options
+        servers = home_servers(topology, region)
+        self.replica: ThreadedReplica[OrdersResult] = ThreadedReplica(
+            ORDERS_GROUP, servers, self.state, self.stepped, options, inline_bytes=INLINE_BYTES
         )
         self._moved = asyncio.Event()
 
@@ -37,9 +41,14 @@ class Trading:
             self._moved.set()
             self._moved = asyncio.Event()
 
-    async def execute(self, command: bytes) -> tuple[OrdersResult, int]:
+    @property
+    def position(self) -> int:
+        """The log's position up to which results are known here. What is read may be ahead of it, never behind."""
+        return self.replica.told
+
+    async def execute(self, command: bytes, appended: Callable[[], None] | None = None) -> tuple[OrdersResult, int]:
         """See Replica.execute."""
-        return await self.replica.execute(command)
+        return await self.replica.execute(command, appended)
 
     async def linearize(self) -> None:
         """See Replica.linearize."""
@@ -49,9 +58,9 @@ class Trading:
         """Wait until the log is applied up to `position` here, at most `timeout_s`; whether it is."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.state.next < position:
+                while self.position < position:
                     await self._moved.wait()
-        return self.state.next >= position
+        return self.position >= position
 
     def describe(self) -> dict[str, object]:
         """Where this replica stands: `state` is equal wherever `offset` is."""

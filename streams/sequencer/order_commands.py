@@ -16,6 +16,7 @@ import numpy as np
 
 from streams.model.errors import BadInput
 from streams.sequencer.commands import Code
+from streams.sequencer.packed import joined
 
 ORDERS_MAX = 4_000
 """Orders of one command, at most."""
@@ -239,7 +240,7 @@ def symbol_row(row: bytes) -> SymbolTerms:
 
 def command(kind: int, identity: bytes, parts: Sequence[bytes], count: int | None = None) -> bytes:
     """A command of the orders' log. `identity`: 16 bytes; the fingerprint is of all that it asks."""
-    body = b"".join(parts)
+    body = joined(parts)
     count = len(parts) if count is None else count
     fingerprint = hashlib.sha256(struct.pack("<BI", kind, count) + body).digest()[:16]
     return _HEAD.pack(1, kind, 0, count, identity, fingerprint) + body

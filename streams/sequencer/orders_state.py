@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from streams.model.errors import Conflict
 from streams.sequencer.log_store import LogStore
@@ -36,7 +40,7 @@ from streams.sequencer.order_commands import (
     symbol_row,
     trades_row,
 )
-from streams.state.options import StoreOptions
+from streams.state.options import MIB, StoreOptions
 from streams.wasm.engine import ModuleCache, module_hash
 from streams.wasm.machine_host import LogCommand
 from streams.wasm.resident_host import ResidentHost
@@ -51,9 +55,28 @@ SWEEP_ROWS_MIN, SWEEP_ROWS_MAX = 256, 8_000
 VIEWS_MAX, VIEW_LEVELS_MAX = 256, 100
 """Books kept as they were read last, and the deepest that are kept: some megabytes at most."""
 _DEPTH, _MATCH = 1, 2
-_REMOVALS = (10_000, 9_800)
-"""What a sweep leaves, not the rows of open orders, each of which goes when its order is closed."""
+_ROWS_COME_AND_GO: dict[str, Any] = {
+    "removals": (10_000, 9_800),  # what a sweep leaves; not open orders' rows, each of which goes when it is closed
+    "write_buffer_bytes": 64 * MIB,
+    "memtable_filter": 0.02,
+    "compressed_from": 2,
+    "wal": False,  # the log of commands has everything
+}
+"""RocksDB's part of an order was 4.2 us of CPU with what other stores have, and is 1.6 with this (2,000,000 orders)."""
 _SET_SYMBOL = bytes([SYMBOL])  # no other kind of command writes a symbol's row
+_KEY = operator.itemgetter(0)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _alone(method: _Method) -> _Method:
+    """The machine and the rows are one thing: whoever uses them has both for himself."""
+
+    @functools.wraps(method)
+    def locked(self: OrdersStore, *arguments: Any, **named: Any) -> Any:
+        with self._lock:
+            return method(self, *arguments, **named)
+
+    return cast(_Method, locked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +102,16 @@ class OrdersStore(LogStore):
 
     The books themselves are in the machine's memory, made from the rows of symbols, accounts and open orders at the
     start. Old rows are dropped by the way, a few with every batch: that is this replica's business alone.
+
+    From any thread: `apply` may run in one while others read, who then wait for its end. After a kill what was not on
+    disk yet is applied again, from the log of commands.
     """
 
     def __init__(
         self, path: Path, topic: str, wasm: bytes, cache: ModuleCache, options: StoreOptions | None = None
     ) -> None:
-        options = replace(options or StoreOptions(), removals=_REMOVALS)
+        options = replace(options or StoreOptions(), **_ROWS_COME_AND_GO)
+        self._lock = threading.RLock()
         super().__init__(path, topic, module_hash(wasm), options)
         self._machine = ResidentHost(wasm, cache, self._durable)
         self._views: dict[tuple[str, int], BookView] = {}
@@ -111,6 +138,7 @@ class OrdersStore(LogStore):
         """What the machine holds."""
         return self._machine.memory_bytes
 
+    @_alone
     def reset(self) -> None:
         """Forget everything: the log is read again from its start."""
         self.wipe()
@@ -120,6 +148,7 @@ class OrdersStore(LogStore):
         self._views.clear()
         self._load()
 
+    @_alone
     def apply(self, commands: Sequence[LogCommand], following: int) -> OrdersStep:
         """Apply commands; `following` is the log's position after them. One write batch: all or nothing.
 
@@ -131,7 +160,8 @@ class OrdersStore(LogStore):
         done = self._machine.apply(commands, self.store.multi_get)
         swept = self._sweep(len(done.rows)) if done.rows else []
         try:
-            self.store.apply([*swept, *done.rows], None, following)
+            # By key, which for those of one key keeps their order: RocksDB takes neighbours in half of the time.
+            self.store.apply(sorted([*swept, *done.rows], key=_KEY), None, following)
         except BaseException:
             self._machine.forget()  # it is ahead of what is on disk
             raise
@@ -144,7 +174,7 @@ class OrdersStore(LogStore):
             for key, row in done.rows:
                 if key.startswith(SYMBOL_PREFIX) and row is not None:
                     found = symbol_row(row)
-                    self._symbols[found.symbol] = found
+                    self._symbols = {**self._symbols, found.symbol: found}
         return OrdersStep([decode_orders_result(each) for each in done.results])
 
     # ---- reading
@@ -154,6 +184,7 @@ class OrdersStore(LogStore):
         """All symbols by name."""
         return self._symbols
 
+    @_alone
     def order(self, identity: str) -> OrderRow | None:
         """An order, open, or closed not too long ago."""
         name = identity.encode()
@@ -166,10 +197,12 @@ class OrdersStore(LogStore):
             return None
         return found
 
+    @_alone
     def account(self, identity: str) -> bytes | None:
         """An account's row."""
         return self.store.get(ACCOUNT_PREFIX + identity.encode())
 
+    @_alone
     def depth(self, symbol: str, most: int) -> BookView | None:
         """The best levels of a book. Not to be changed: until the next command whoever asks gets the same."""
         view = self._views.get((symbol, most))
@@ -179,10 +212,12 @@ class OrdersStore(LogStore):
                 self._views[symbol, most] = view
         return view
 
+    @_alone
     def match(self, symbol: str, most: int) -> BookView | None:
         """The trades that executing a call book would make now."""
         return decode_book(_MATCH, self._machine.query(question(_MATCH, symbol, most)))
 
+    @_alone
     def trades_at(self, symbol: str, offset: int) -> list[Trade]:
         """The trades that one record made in a symbol."""
         rows = self.store.iterate(feed_key(TRADES_PREFIX, symbol, offset))
@@ -192,6 +227,7 @@ class OrdersStore(LogStore):
         """The trades that an order made as it came, at `offset`."""
         return [trade for trade in self.trades_at(symbol, offset) if trade["taker"] == taker]
 
+    @_alone
     def trades(self, symbol: str, offset: int, index: int, limit: int) -> tuple[list[Trade], int, int]:
         """Trades from the `index`-th of the record at `offset` on, oldest first; and where the rest begins."""
         found: list[Trade] = []
@@ -213,6 +249,7 @@ class OrdersStore(LogStore):
             return found, offset, index
         return found, at, seen
 
+    @_alone
     def feed(self, symbol: str, after: int, limit: int) -> list[FeedEntry]:
         """What records after offset `after` did to a book, in order; Conflict when that is not kept any more."""
         if after + 1 < self._floor:
@@ -260,11 +297,13 @@ class OrdersStore(LogStore):
                 self.store.set_meta(_FLOOR, str(floor))  # before its rows go: a kill in between refuses too much
         return dead
 
+    @_alone
     def describe(self) -> dict[str, object]:
         """Where this replica stands: `state` is equal wherever `offset` is."""
         stands = self.machine_state
         return {"offset": stands.next, "state": f"{stands.chain:016x}", "commands": stands.commands}
 
+    @_alone
     def close(self) -> None:
         """Release the directory and the machine; idempotent."""
         self._machine.close()

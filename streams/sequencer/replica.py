@@ -138,8 +138,9 @@ class Replica(Generic[R]):
         """Whether the home region has answered lately."""
         return self._connected and time.monotonic() - self._contact_s < self._options.unreachable_s
 
-    async def execute(self, command: bytes) -> tuple[R, int]:
-        """Append a command; its result and offset once it is applied here.
+    async def execute(self, command: bytes, appended: Callable[[], None] | None = None) -> tuple[R, int]:
+        """Append a command; its result and offset once it is applied here. `appended` is called when it has its place
+        in the log.
 
         Unavailable: nothing was written. OutcomeUnknown: it may have been, or may be yet.
         """
@@ -154,6 +155,8 @@ class Replica(Generic[R]):
                     if not error.retriable:
                         raise
                     raise OutcomeUnknown(f"the home region did not acknowledge the command: {error.detail}") from error
+                if appended is not None:
+                    appended()
                 await self._until(meta.next_offset)
         except TimeoutError:
             raise OutcomeUnknown(f"the command was not answered within {self._options.wait_s:g} s") from None

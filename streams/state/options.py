@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import rocksdict
 
 MIB = 1 << 20
+_LEVELS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,9 @@ class StoreOptions:
     so often; in between it is known in memory only, and after a crash read from the changelog again.
     `removals`: a file is compacted at once when of so many rows in turn (first) so many (second) are removals, so that
     what is purged leaves the disk; where rows come and go all the time that must not be few, or each row costs double.
-
-    A filter for lookups in memtables is left out: lookups of absent keys became a quarter cheaper, but writes so much
-    dearer (orders by the thousand: 8.5 instead of 5.9 us each) that every load lost by it.
+    `compressed_from`: the first level whose blocks are compressed: those above are rewritten most often.
+    `wal`: False where a log has everything anyway: a kill then loses the last units, each whole, and no others.
+    `memtable_filter`: the part of a memtable that is a filter of its keys, for who mostly asks for what is not there.
     """
 
     block_cache_bytes: int = 96 * MIB
@@ -34,6 +35,9 @@ class StoreOptions:
     background_jobs: int = 2
     marker_write_s: float = 30.0
     removals: tuple[int, int] = (1_000, 500)
+    compressed_from: int = 0
+    memtable_filter: float = 0.0
+    wal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,15 @@ def rocksdb_options(options: StoreOptions) -> rocksdict.Options:
     found.set_block_based_table_factory(table)
     found.set_write_buffer_manager(shared.buffers)
     found.set_write_buffer_size(options.write_buffer_bytes)
+    if options.memtable_filter:
+        found.set_memtable_prefix_bloom_ratio(options.memtable_filter)
+        found.set_memtable_whole_key_filtering(True)
     found.set_max_open_files(options.max_open_files)
     found.set_max_background_jobs(options.background_jobs)
     found.set_compression_type(rocksdict.DBCompressionType.lz4())
+    if options.compressed_from:
+        plain, packed = rocksdict.DBCompressionType.none(), rocksdict.DBCompressionType.lz4()
+        found.set_compression_per_level([plain if at < options.compressed_from else packed for at in range(_LEVELS)])
     found.set_level_compaction_dynamic_level_bytes(True)
     found.add_compact_on_deletion_collector_factory(*options.removals, 0.5)  # or half of a file's rows are
     found.set_keep_log_file_num(2)

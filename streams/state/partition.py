@@ -8,6 +8,7 @@ after any crash the three agree.
 from __future__ import annotations
 
 import itertools
+import operator
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ _FIRST = b"\x01"
 _OFFSET = b"\x00offset"
 _RESTORING = b"\x00restoring"
 _META = b"\x00meta/"
+_KEY = operator.itemgetter(0)
 
 
 def upper_bound(prefix: bytes) -> bytes | None:
@@ -125,7 +127,8 @@ class TablePartition:
 
         `guard_seq`: leave out rows that are older (by sequence number) than what is stored. Returns how many rows
         were written. Rows are durable against the end of the process at once, against the machine's when the OS writes
-        back; during a restore only from `end_restore` on. A marker without rows may wait (`marker_write_s`).
+        back; during a restore only from `end_restore` on, without `wal` from when a memtable is full, or `close`.
+        A marker without rows may wait (`marker_write_s`).
         """
         if not rows and marker is not None and not self._restoring and not self._marker_is_due():
             self._marker, self._offset, self._unwritten = marker, changelog_offset, True
@@ -134,19 +137,20 @@ class TablePartition:
             fallback = marker.seq if marker else 0
             rows = self.newer([(key, row, fallback if row is None else seq_of(row)) for key, row in rows])
         batch = rocksdict.WriteBatch(raw_mode=True)
+        if rows and (least := min(rows, key=_KEY)[0]) < _FIRST:
+            raise BadInput(f"{least[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
+        put, delete = batch.put, batch.delete  # these are very many
         for key, row in rows:
             if row is None:
-                batch.delete(key)
+                delete(key)
             else:
-                batch[key] = row
-            if key < _FIRST:
-                raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
+                put(key, row)
         if marker is not None:
             batch[MARKER_KEY] = marker.encode()
         elif self._unwritten and self._marker is not None:
             batch[MARKER_KEY] = self._marker.encode()
         batch[_OFFSET] = changelog_offset.to_bytes(8, "little")
-        self._write(batch, self._no_wal if self._restoring else None)
+        self._write(batch, self._no_wal if self._restoring or not self._options.wal else None)
         if marker is not None:
             self._marker = marker
         self._offset, self._unwritten, self._written_s = changelog_offset, False, time.monotonic()

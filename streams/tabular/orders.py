@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from streams.serde.frame_columns import Texts, texts_of
 from streams.tabular.tables import encoded
+from streams.tabular.texts import plain_items
 
 _NEEDED = ("id", "symbol", "side", "quantity")
 _OTHERS = ("type", "price", "account")
@@ -23,7 +25,7 @@ _FEW = 4
 class OrderColumns:
     """`ids`, one an order; of every other column its different values, and which of them each order has."""
 
-    ids: list[str]
+    ids: Texts
     values: dict[str, list[Any]]
     codes: dict[str, NDArray[np.int64]]
 
@@ -58,4 +60,4 @@ def order_columns(batch: Any) -> OrderColumns | None:
             return None
         values[name] = told.dictionary.to_pylist()
         codes[name] = told.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return OrderColumns(ids.to_pylist(), values, codes)
+    return OrderColumns(texts_of(plain_items(ids), "id"), values, codes)

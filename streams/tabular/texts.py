@@ -35,6 +35,11 @@ def items_of(texts: Any) -> Items | Dictionary:
     return _items(texts)
 
 
+def plain_items(texts: Any) -> Items:
+    """Arrow text without nulls as a column of a frame, each row an item."""
+    return _items(flat(texts))
+
+
 def _one_text(texts: Any) -> Any:
     """The first text alone, if all are equal to it: a metric, a unit. Far cheaper to see than to hash each."""
     if len(texts) <= 16 or texts[0] != texts[len(texts) - 1]:

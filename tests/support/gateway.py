@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +184,12 @@ class LocalOrders:
     spared: int = 0
     lose: bool = False
 
-    async def execute(self, command: bytes) -> tuple[OrdersResult, int]:
+    @property
+    def told(self) -> int:
+        """The position up to which results are known."""
+        return self.trading.state.next
+
+    async def execute(self, command: bytes, appended: Callable[[], None] | None = None) -> tuple[OrdersResult, int]:
         """Apply one command; with `lose` its answer is lost, once. `refuse` comes after `spared` commands."""
         if self.refuse is not None and self.spared:
             self.spared -= 1
@@ -194,6 +199,8 @@ class LocalOrders:
         state, now_ms = self.trading.state, time.time_ns() // 1_000_000
         step = state.apply([LogCommand(state.next, now_ms, command)], state.next + 1)
         self.trading.stepped(step, now_ms)
+        if appended is not None:
+            appended()
         lose, self.lose = self.lose, False
         if lose:
             raise OutcomeUnknown("the answer is lost")

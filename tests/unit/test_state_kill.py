@@ -48,3 +48,41 @@ def test_killed_restore_is_a_consistent_prefix(tmp_path: Path) -> None:
     part = TablePartition(path, SMALL)
     assert not part.restoring and sum(1 for _ in part.iterate()) == 61 * CHUNK and part.marker() == marker(1)
     part.close()
+
+
+WITHOUT_WAL = """
+import sys
+from pathlib import Path
+from streams.state.options import StoreOptions
+from streams.state.partition import TablePartition
+part = TablePartition(Path(sys.argv[1]), StoreOptions(8 << 20, 8 << 20, 256 << 10, wal=False))
+for unit in range(10**6):
+    rows = [(b"a:%09d" % i, b"%09d" % unit + b"x" * 100) for i in range(unit % 7, 500, 7)]
+    part.apply([*rows, (b"b:%09d" % (unit - 3), None), (b"b:%09d" % unit, b"y")], None, unit + 1)
+    print(unit, flush=True)
+"""
+
+
+def test_a_kill_without_a_wal_loses_the_last_units_each_whole(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    child = subprocess.Popen([sys.executable, "-c", WITHOUT_WAL, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) >= 300:
+            break
+    child.kill()
+    child.wait(timeout=30)
+    options = StoreOptions(8 << 20, 8 << 20, 256 << 10, wal=False)
+    part = TablePartition(path, options)
+    done = part.changelog_offset() or 0
+    print("reopened at", done)
+    assert done > 7, "nothing was flushed: the test shows nothing"
+    rows = dict(part.iterate(b"a:"))
+    wanted = {b"a:%09d" % i: max(unit for unit in range(done) if unit % 7 == i % 7) for i in range(500)}
+    assert {key: int(row[:9]) for key, row in rows.items()} == wanted
+    assert [key for key, _ in part.iterate(b"b:")] == [b"b:%09d" % unit for unit in range(done - 3, done)]
+    part.apply([(b"c:1", b"z")], None, done + 1)
+    part.close()
+    part = TablePartition(path, options)
+    assert part.get(b"c:1") == b"z" and part.changelog_offset() == done + 1, "closing is no kill"
+    part.close()
