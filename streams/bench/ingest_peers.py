@@ -36,6 +36,7 @@ class PeerSetting:
     directory: Path
     warmup: int
     total: int
+    readings: Readings
     timeout_s: float = 180.0
 
 
@@ -43,19 +44,30 @@ class PeerSetting:
 class Peer:
     """How a peer is run (standard output with its JSON line), its changelog (`{name}`, `{topic}`), how that is read.
 
-    `share`: the part of the bench's readings that it is given, since slow ones would take minutes.
+    `share`: the part of the bench's readings that it is given, since slow ones would take minutes. `produces`: its
+    topic is empty, and it produces the readings itself while it processes them, which is timed with it.
     """
 
     run: Callable[[PeerSetting], str]
     changelog: str
     parse: Callable[[dict[bytes, bytes]], Iterator[Found]]
     share: float = 1.0
+    produces: bool = False
 
 
 def _kafka_streams(setting: PeerSetting, guarantee: str) -> str:
     arguments = (setting.bootstrap_servers, setting.topic, setting.name, str(setting.directory), guarantee)
     numbers = (str(PARTITIONS), str(setting.warmup), f"{setting.timeout_s:.0f}", "windows")
     return setting.java.run("KafkaStreamsPeer", *arguments, *numbers, timeout_s=setting.timeout_s + 30)
+
+
+def _producing(setting: PeerSetting, guarantee: str) -> str:
+    """The same, the readings produced meanwhile, in its process."""
+    arguments = (setting.bootstrap_servers, setting.topic, setting.name, str(setting.directory), guarantee)
+    numbers = (str(PARTITIONS), str(setting.warmup), f"{setting.timeout_s:.0f}", "windows", str(setting.total))
+    of = (setting.readings.devices, setting.readings.base_ms, setting.readings.per_event_s)
+    timeout_s = setting.timeout_s + 30
+    return setting.java.run("KafkaStreamsPeer", *arguments, *numbers, *map(str, of), timeout_s=timeout_s)
 
 
 def _script(python: Path | str, script: str, setting: PeerSetting) -> str:
@@ -87,6 +99,12 @@ def quix_windows(rows: dict[bytes, bytes]) -> Iterator[Found]:
 CHOICE: dict[str, Peer] = {
     "kafka-streams-eos-v2": Peer(
         lambda setting: _kafka_streams(setting, "exactly_once_v2"), "{name}-windows-changelog", kafka_streams_windows
+    ),
+    "kafka-streams-eos-v2-producing": Peer(
+        lambda setting: _producing(setting, "exactly_once_v2"),
+        "{name}-windows-changelog",
+        kafka_streams_windows,
+        produces=True,
     ),
     "kafka-streams": Peer(
         lambda setting: _kafka_streams(setting, "at_least_once"), "{name}-windows-changelog", kafka_streams_windows
@@ -160,10 +178,14 @@ class Peers:
 
     def _run(self, java: Java, bootstrap_servers: str, name: str, run_name: str, directory: Path) -> None:
         peer, (warmup, total) = CHOICE[name], self._options.sizes(name)
-        topic = self._topic(java, bootstrap_servers, total)
+        if peer.produces:
+            topic = f"readings.{run_name}"
+            java.run("BenchTool", "create", bootstrap_servers, topic, str(PARTITIONS), "retention.ms=-1")
+        else:
+            topic = self._topic(java, bootstrap_servers, total)
         place = directory / run_name
         place.mkdir()
-        setting = PeerSetting(java, bootstrap_servers, topic, run_name, place, warmup, total)
+        setting = PeerSetting(java, bootstrap_servers, topic, run_name, place, warmup, total, self._readings)
         try:
             events, seconds = measured_events(peer.run(setting))
         except Unavailable as error:

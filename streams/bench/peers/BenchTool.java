@@ -107,24 +107,24 @@ public final class BenchTool {
         }
     }
 
-    private static void readings(String[] a) throws Exception {
+    /** The readings from `first` on, before `last`; returns when all are acknowledged by all replicas. */
+    static void readings(String bootstrap, String topic, long first, long last, String[] of) throws Exception {
         Properties config = new Properties();
-        config.put("bootstrap.servers", a[1]);
+        config.put("bootstrap.servers", bootstrap);
         config.put("linger.ms", "20");
         config.put("batch.size", "65536");
-        long events = Long.parseLong(a[3]);
-        int devices = Integer.parseInt(a[4]);
-        long baseMs = Long.parseLong(a[5]);
-        long perEventSecond = Long.parseLong(a[6]);
+        int devices = Integer.parseInt(of[0]);
+        long baseMs = Long.parseLong(of[1]);
+        long perEventSecond = Long.parseLong(of[2]);
         AtomicReference<Exception> failure = new AtomicReference<>();
         try (var producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer())) {
-            for (long i = 0; i < events && failure.get() == null; i++) {
+            for (long i = first; i < last && failure.get() == null; i++) {
                 long mixed = splitmix64(i);
                 String id = Long.toString((mixed >>> 32) * devices >>> 32);
                 byte[] key = ("device:" + "0".repeat(Math.max(0, 7 - id.length())) + id + ":telemetry").getBytes(StandardCharsets.UTF_8);
                 byte[] value = ByteBuffer.allocate(8).putDouble(0.25 * (mixed & 1023)).array();
                 long timeMs = baseMs + i * 1000 / perEventSecond;
-                producer.send(new ProducerRecord<>(a[2], null, timeMs, key, value, null), (meta, error) -> {
+                producer.send(new ProducerRecord<>(topic, null, timeMs, key, value, null), (meta, error) -> {
                     if (error != null) {
                         failure.set(error);
                     }
@@ -246,7 +246,7 @@ public final class BenchTool {
     public static void main(String[] a) throws Exception {
         switch (a[0]) {
             case "produce" -> produce(a);
-            case "readings" -> readings(a);
+            case "readings" -> readings(a[1], a[2], 0, Long.parseLong(a[3]), java.util.Arrays.copyOfRange(a, 4, 7));
             case "dump" -> dump(a);
             case "markers" -> markers(a);
             case "create" -> create(a);

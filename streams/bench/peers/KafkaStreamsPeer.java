@@ -4,6 +4,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import java.util.Arrays;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.kafka.clients.admin.Admin;
@@ -34,9 +35,11 @@ import org.apache.kafka.streams.state.WindowStore;
  * (String, Double) → groupByKey → tumbling windows of 10 s by the records' timestamps, 24 h of grace → count, sum, min and
  * max as four doubles → RocksDB window store with changelog.
  *
- * <p>Arguments: bootstrap topic applicationId stateDir guarantee threads warmupEvents deadlineSeconds counters|windows.
- * Prints one line of JSON: events timed and the seconds from the last warm-up event handed to the topology until the
- * group's committed offsets equal the topic's end. Everything not set here is Kafka Streams' default.
+ * <p>Arguments: bootstrap topic applicationId stateDir guarantee threads warmupEvents deadlineSeconds counters|windows
+ * [totalEvents devices baseMs perEventSecond]. Prints one line of JSON: events timed and the seconds from the last warm-up
+ * event handed to the topology until the group's committed offsets equal the topic's end. With the last four arguments the
+ * topic is empty, and this process produces the readings while they are processed, first those of the warm-up, to
+ * their commit: then the clock begins. Everything not set here is Kafka Streams' default.
  */
 public final class KafkaStreamsPeer {
     private static final int PROGRESS_EVERY = 1024;
@@ -56,7 +59,7 @@ public final class KafkaStreamsPeer {
 
         synchronized void add(long events) {
             long total = seen.addAndGet(events);
-            if (startNanos == 0 && total >= warmupEvents) {
+            if (startNanos == 0 && total >= warmupEvents && !endOffsets.isEmpty()) {
                 startSeen = total;
                 startNanos = System.nanoTime();
             }
@@ -83,7 +86,7 @@ public final class KafkaStreamsPeer {
             context.forward(record);
             pending++;
             RecordMetadata at = context.recordMetadata().get();
-            boolean last = at.offset() + 1 == progress.endOffsets.get(at.partition());
+            boolean last = at.offset() + 1 == progress.endOffsets.getOrDefault(at.partition(), -1L);
             if (last || pending == PROGRESS_EVERY) {
                 progress.add(pending);
                 pending = 0;
@@ -161,7 +164,9 @@ public final class KafkaStreamsPeer {
         try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", args[0]))) {
             Map<TopicPartition, Long> ends = ends(admin, topic);
             Map<Integer, Long> endOffsets = new HashMap<>();
-            ends.forEach((tp, end) -> endOffsets.put(tp.partition(), end));
+            if (args.length < 10) {
+                ends.forEach((tp, end) -> endOffsets.put(tp.partition(), end));
+            }
             long total = ends.values().stream().mapToLong(Long::longValue).sum();
             Progress progress = new Progress(Long.parseLong(args[6]), endOffsets);
             StreamsBuilder builder = new StreamsBuilder();
@@ -170,6 +175,7 @@ public final class KafkaStreamsPeer {
             } else {
                 counters(builder, topic, progress);
             }
+            String[] produced = args.length > 9 ? Arrays.copyOfRange(args, 10, 13) : null;
             try (KafkaStreams streams = new KafkaStreams(builder.build(), config(args))) {
                 streams.setUncaughtExceptionHandler(error -> {
                     error.printStackTrace();
@@ -177,13 +183,26 @@ public final class KafkaStreamsPeer {
                     return StreamThreadExceptionResponse.SHUTDOWN_CLIENT;
                 });
                 streams.start();
-                while (progress.seen.get() < total || !committed(admin, args[2], ends)) {
+                if (produced != null) {
+                    long last = Long.parseLong(args[9]);
+                    BenchTool.readings(args[0], topic, 0, progress.warmupEvents, produced);
+                    ends = ends(admin, topic);
+                    while (!committed(admin, args[2], ends) && !failed.get() && System.nanoTime() < deadlineNanos) {
+                        Thread.sleep(10);
+                    }
+                    progress.startSeen = progress.warmupEvents;
+                    progress.startNanos = System.nanoTime();
+                    BenchTool.readings(args[0], topic, progress.warmupEvents, last, produced);
+                    ends = ends(admin, topic);
+                    total = last;
+                }
+                while (produced == null && progress.seen.get() < total || !committed(admin, args[2], ends)) {
                     if (failed.get() || System.nanoTime() > deadlineNanos) {
                         System.err.println("only " + progress.seen.get() + " of " + total + " events were processed");
                         streams.close(Duration.ofSeconds(5));
                         System.exit(1);
                     }
-                    Thread.sleep(progress.seen.get() < total ? 10 : 2);
+                    Thread.sleep(produced == null && progress.seen.get() < total ? 10 : 2);
                 }
                 double seconds = (System.nanoTime() - progress.startNanos) / 1e9;
                 System.out.println("{\"events\": " + (total - progress.startSeen) + ", \"seconds\": " + seconds + "}");
