@@ -188,6 +188,7 @@ typedef struct source {
   struct source *successor; /* of the reading that last came after one of this source */
   streams_row *row;
   const char *bad;
+  uint32_t known; /* its row is, and stays so */
   uint32_t key_len, wire_len, id_at, id_len, name_at; /* the event's key, then prefix and metric of its value, follow the struct */
 } source;
 
@@ -199,15 +200,25 @@ static source no_source, *latest = &no_source;
 typedef struct { source *source; const char *bad; double value; int64_t time; } prepared;
 static prepared *round_events;
 
+/* A metric, as values begin with it: prefix and Avro string. */
+typedef struct { const uint8_t *wire; uint32_t len, name_at, hash; } metric;
+
+/* Where a reading goes. row NULL: nowhere, its source is bad. */
+typedef struct { source *source; streams_row *row; } target;
+
+/* A batch of nothing but readings whose numbers and metrics come in columns: the target of event i is targets[pairs[i]], or
+ * targets[i] when keys have no ids. targets NULL: the batch is none, and `round_events` says where its events go. */
+static struct { target *targets; const uint32_t *pairs; } columns;
+
 static int has_control(const uint8_t *p, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) if (p[i] < 0x20) return 1;
   return 0;
 }
 
-STREAMS_INLINE int is_source(const source *s, const streams_event *e) {
+STREAMS_INLINE int is_source(const source *s, const uint8_t *key, uint32_t key_len, const uint8_t *value, uint32_t value_len) {
   const uint8_t *bytes = (const uint8_t *)(s + 1);
-  return s->key_len == e->key_len && s->wire_len <= e->value_len && streams_equal(bytes, e->key, s->key_len) &&
-         streams_equal(bytes + s->key_len, e->value, s->wire_len);
+  return s->key_len == key_len && s->wire_len <= value_len && streams_equal(bytes, key, s->key_len) &&
+         streams_equal(bytes + s->key_len, value, s->wire_len);
 }
 
 /* The row's key; 0: it would be too long. */
@@ -227,23 +238,23 @@ static uint32_t row_key(const source *s, uint8_t *key) {
   return n;
 }
 
-static source *new_source(const streams_event *e, uint32_t wire_len, uint32_t name_at) {
+static source *new_source(const uint8_t *event_key, uint32_t key_len, const metric *m) {
   static const char suffix[] = ":telemetry";
   enum { SUFFIX_LEN = sizeof suffix - 1 };
-  source *s = streams_malloc(sizeof *s + e->key_len + wire_len);
+  source *s = streams_malloc(sizeof *s + key_len + m->len);
   __builtin_memset(s, 0, sizeof *s);
   uint8_t *bytes = (uint8_t *)(s + 1), key[KEY_MAX];
-  s->key_len = e->key_len;
-  s->wire_len = wire_len;
-  s->name_at = name_at;
-  streams_copy(bytes, e->key, e->key_len);
-  streams_copy(bytes + e->key_len, e->value, wire_len);
+  s->key_len = key_len;
+  s->wire_len = m->len;
+  s->name_at = m->name_at;
+  streams_copy(bytes, event_key, key_len);
+  streams_copy(bytes + key_len, m->wire, m->len);
   while (s->id_at < s->key_len && bytes[s->id_at++] != ':') {}
   s->id_len = s->key_len - s->id_at;
   if (s->id_len > SUFFIX_LEN && streams_equal(bytes + s->key_len - SUFFIX_LEN, suffix, SUFFIX_LEN)) s->id_len -= SUFFIX_LEN;
   uint32_t len = row_key(s, key);
   if (!s->id_len || has_control(bytes + s->id_at, s->id_len)) s->bad = "the device's name holds control characters or is empty";
-  else if (has_control(bytes + s->key_len + name_at, wire_len - name_at)) s->bad = "the metric holds control characters";
+  else if (has_control(bytes + s->key_len + s->name_at, s->wire_len - s->name_at)) s->bad = "the metric holds control characters";
   else if (!len) s->bad = "the key is too long for anomaly";
   else s->row = streams_find(key, len);
   return s;
@@ -264,18 +275,36 @@ static void grow_slots(void) {
   slots_cap = cap;
 }
 
-static source *hashed_source(const streams_event *e, uint32_t wire_len, uint32_t name_at) {
+STREAMS_INLINE uint32_t source_hash(const uint8_t *key, uint32_t len, const metric *m) { return streams_hash(key, len) ^ m->hash; }
+
+static source *hashed_source(const uint8_t *key, uint32_t key_len, const metric *m, uint32_t hash) {
   if (slots_used * 2 >= slots_cap) grow_slots();
-  uint32_t hash = streams_hash(e->key, e->key_len) ^ streams_hash(e->value, wire_len) * 0x9E3779B1u;
   for (uint32_t at = hash & (slots_cap - 1);; at = (at + 1) & (slots_cap - 1)) {
     source_slot *s = &slots[at];
     if (!s->source) {
       slots_used++;
       s->hash = hash;
-      return s->source = new_source(e, wire_len, name_at);
+      return s->source = new_source(key, key_len, m);
     }
-    if (s->hash == hash && s->source->wire_len == wire_len && is_source(s->source, e)) return s->source;
+    if (s->hash == hash && s->source->wire_len == m->len && is_source(s->source, key, key_len, m->wire, m->len)) return s->source;
   }
+}
+
+/* The metric of a value; why there is none. */
+STREAMS_INLINE const char *read_metric(const streams_event *e, metric *m) {
+  streams_reader in = streams_body(e);
+  uint32_t len;
+  const uint8_t *name = streams_read_bytes(&in, &len);
+  if (streams_schema_id(e->value, e->value_len) != READING_ID) return "not a streams.Reading";
+  if (in.error) return "malformed value";
+  *m = (metric){e->value, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value), 0};
+  m->hash = streams_hash(m->wire, m->len) * 0x9E3779B1u;
+  return 0;
+}
+
+STREAMS_INLINE const char *bad_numbers(double value, int64_t time) {
+  if (!(value - value == 0)) return "non-finite value";
+  return time > TIME_MAX_MS || time < -TIME_MAX_MS ? "time out of range" : 0;
 }
 
 STREAMS_INLINE int is_metric(const source *s, const streams_event *e) {
@@ -285,13 +314,11 @@ STREAMS_INLINE int is_metric(const source *s, const streams_event *e) {
 /* `known`: the source of an earlier reading of the same key in this batch, or NULL. */
 STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, source **known, prepared *at) {
   source *s = known ? *known : latest->successor;
-  if (!s || (known ? !is_metric(s, e) : !is_source(s, e))) { /* sources tend to report in the same order again and again */
-    streams_reader in = streams_body(e);
-    uint32_t len;
-    const uint8_t *name = streams_read_bytes(&in, &len);
-    if (streams_schema_id(e->value, e->value_len) != READING_ID) { at->bad = "not a streams.Reading"; return; }
-    if (in.error) { at->bad = "malformed value"; return; }
-    s = hashed_source(e, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value));
+  /* Sources tend to report in the same order again and again. */
+  if (!s || (known ? !is_metric(s, e) : !is_source(s, e->key, e->key_len, e->value, e->value_len))) {
+    metric m;
+    if ((at->bad = read_metric(e, &m))) return;
+    s = hashed_source(e->key, e->key_len, &m, source_hash(e->key, e->key_len, &m));
     if (known) *known = s;
     else latest->successor = s;
   }
@@ -300,77 +327,205 @@ STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, 
   at->value = b->typed[1] ? streams_get_f64(b->typed[1] + 8 * e->index) : streams_read_double(&in);
   at->time = b->typed[2] ? (int64_t)streams_get64(b->typed[2] + 8 * e->index) : streams_read_long(&in);
   at->bad = s->bad;
-  if (in.error) at->bad = "malformed value";
-  else if (!(at->value - at->value == 0)) at->bad = "non-finite value";
-  else if (at->time > TIME_MAX_MS || at->time < -TIME_MAX_MS) at->bad = "time out of range";
+  const char *bad = in.error ? "malformed value" : bad_numbers(at->value, at->time);
+  if (bad) at->bad = bad;
   if (at->bad) return;
   at->source = s;
   streams_ask(s->row);
+}
+
+/* ---- readings in columns: a source is looked for once a pair of ids, and no value is looked at ---- */
+
+enum { PAIRS_MIN = 1024, PAIRS_EACH = 8 }; /* more pairs than this of ids are not listed: most would not be there */
+
+/* The metric of each item id; NULL: they are not of readings. */
+static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end) {
+  metric *found = streams_scratch(ids_end * sizeof *found);
+  uint32_t *firsts = streams_scratch(ids_end * sizeof *firsts), n = streams_first_of_ids(b->item_id[0], ids_end, b->n, firsts);
+  for (uint32_t i = 0; i < n; i++) {
+    streams_event e;
+    streams_event_read(b, firsts[i], &e);
+    if (read_metric(&e, &found[streams_get32(b->item_id[0] + 4 * firsts[i])])) return 0;
+  }
+  return found;
+}
+
+/* The targets of n of the events; their slots and sources are loaded ahead, as streams_rows_ahead does with rows. */
+static void find_targets(const streams_batch *b, const metric *metrics, const uint32_t *events, uint32_t n, target *to) {
+  uint32_t hashes[STREAMS_AHEAD], sum = 0;
+  const source *ahead[STREAMS_AHEAD];
+  for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
+    uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
+    for (uint32_t i = 0; i < some; i++) {
+      uint32_t event = events[from + i], at = streams_key_at(b, event);
+      hashes[i] = source_hash(b->keys + at, streams_get32(b->key_end + 4 * event) - at, &metrics[streams_get32(b->item_id[0] + 4 * event)]);
+    }
+    for (uint32_t i = 0; slots_cap && i < some; i++) ahead[i] = slots[hashes[i] & (slots_cap - 1)].source;
+    for (uint32_t i = 0; slots_cap && i < some; i++) sum += ahead[i] ? ahead[i]->key_len + ((const uint8_t *)(ahead[i] + 1))[32] : 0;
+    for (uint32_t i = 0; i < some; i++) {
+      uint32_t event = events[from + i], at = streams_key_at(b, event);
+      const metric *m = &metrics[streams_get32(b->item_id[0] + 4 * event)];
+      source *s = hashed_source(b->keys + at, streams_get32(b->key_end + 4 * event) - at, m, hashes[i]);
+      to[from + i] = (target){s, s->row};
+      if (s->known || !s->row) continue;
+      s->known = s->row->known;
+      streams_ask(s->row);
+    }
+  }
+  streams_loaded = sum;
+}
+
+/* A number for each pair of ids, by event; below *end. */
+static const uint32_t *number_pairs(const streams_batch *b, uint32_t item_ids, uint32_t *end) {
+  uint32_t *pairs = streams_scratch(b->n * sizeof *pairs);
+  for (uint32_t i = 0; i < b->n; i++) pairs[i] = streams_get32(b->key_id + 4 * i) * item_ids + streams_get32(b->item_id[0] + 4 * i);
+  *end = b->key_ids * item_ids;
+  return pairs;
+}
+
+static void prepare_columns(const streams_batch *b) {
+  columns.targets = 0;
+  columns.pairs = 0;
+  if (!b->item_id[0] || !b->typed[1] || !b->typed[2] || !streams_all_puts(b)) return;
+  uint32_t most = b->n * PAIRS_EACH + PAIRS_MIN, item_ids = streams_ids_end(b->item_id[0], b->n), end;
+  if (!item_ids || item_ids > (b->key_id ? most / b->key_ids : most)) return;
+  const metric *metrics = metrics_of_items(b, item_ids);
+  if (!metrics) return;
+  if (b->key_id) {
+    columns.pairs = number_pairs(b, item_ids, &end);
+    uint32_t *firsts = streams_scratch(end * sizeof *firsts), n = streams_first_of_ids((const uint8_t *)columns.pairs, end, b->n, firsts);
+    target *found = streams_scratch(n * sizeof *found);
+    find_targets(b, metrics, firsts, n, found);
+    columns.targets = streams_scratch(end * sizeof *columns.targets);
+    for (uint32_t i = 0; i < n; i++) columns.targets[columns.pairs[firsts[i]]] = found[i];
+    return;
+  }
+  uint32_t *events = streams_scratch(b->n * sizeof *events);
+  for (uint32_t i = 0; i < b->n; i++) events[i] = i;
+  columns.targets = streams_scratch(b->n * sizeof *columns.targets);
+  find_targets(b, metrics, events, b->n, columns.targets);
 }
 
 /* ---- exports ---- */
 
 static streams_row *purged_row(const streams_event *e) { return streams_find(e->key, e->key_len); }
 
-STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
-  streams_batch b;
-  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
-  round_events = streams_scratch(b.n * sizeof *round_events);
-  source **by_id = streams_by_key_id(&b);
-  streams_ask_begin(b.n);
-  for (uint32_t i = 0; i < b.n; i++) {
+static void prepare_events(const streams_batch *b) {
+  round_events = streams_scratch(b->n * sizeof *round_events);
+  source **by_id = streams_by_key_id(b);
+  for (uint32_t i = 0; i < b->n; i++) {
     streams_event e;
-    streams_event_read(&b, i, &e);
+    streams_event_read(b, i, &e);
     round_events[i].source = 0;
     round_events[i].bad = 0;
-    if (e.op == STREAMS_OP_PUT) prepare_put(&b, &e, by_id ? &by_id[streams_get32(b.key_id + 4 * i)] : 0, &round_events[i]);
+    if (e.op == STREAMS_OP_PUT) prepare_put(b, &e, by_id ? &by_id[streams_get32(b->key_id + 4 * i)] : 0, &round_events[i]);
     else if (e.op == STREAMS_OP_PURGE) streams_ask(purged_row(&e));
   }
-  return streams_answer_missing(p, b.n);
 }
 
-static void put_alert(const streams_event *e, const source *from, const state *s) {
+STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
+  if (streams_batch_open(p, len, &streams_round)) return streams_answer(0, 0, -1);
+  streams_ask_begin(streams_round.n);
+  prepare_columns(&streams_round);
+  if (!columns.targets) prepare_events(&streams_round);
+  return streams_answer_missing(p, streams_round.n);
+}
+
+STREAMS_COLD static void put_alert(const uint8_t *key, uint32_t key_len, const source *from, const state *s) {
   uint8_t value[2 * KEY_MAX + 128], *p = streams_write_prefix(value, ALERT_ID);
   const uint8_t *bytes = (const uint8_t *)(from + 1);
   p = write_bytes(p, bytes + from->id_at, from->id_len);
   p = write_bytes(p, bytes + from->key_len + from->name_at, from->wire_len - from->name_at);
   p = streams_write_long(streams_write_double(p, s->value), s->time);
   p = streams_write_double(streams_write_double(p, s->expected), s->score);
-  streams_output(0, e->key, e->key_len, value, (uint32_t)(p - value));
+  streams_output(0, key, key_len, value, (uint32_t)(p - value));
 }
 
-STREAMS_INLINE void fold_put(const streams_event *e, const prepared *at) {
-  streams_cell *c = streams_touch_single(e, at->source->row);
+typedef struct { int64_t append_ms, expires_ms; uint64_t clock; } moment;
+
+STREAMS_INLINE moment moment_of(const streams_event *e) {
+  return (moment){e->append_ms, e->expires_ms, streams_max(e->hlc, (uint64_t)e->append_ms << 16)};
+}
+
+/* The state that a reading was judged to be an anomaly by, else NULL. */
+STREAMS_INLINE const state *fold_put(const moment *now, streams_row *row, double value, int64_t time) {
+  streams_cell *c = streams_touch_at(row, now->clock, now->append_ms, now->expires_ms);
   state *s = (state *)c->payload.heap;
   if (!s) {
     s = streams_malloc(sizeof *s);
     __builtin_memset(s, 0, sizeof *s);
     c->payload.heap = (uint8_t *)s;
-  } else if (at->time < s->time) {
+  } else if (time < s->time) {
     s->late++;
-    return;
+    return 0;
   }
-  judge(s, at->value, at->time);
-  if (s->anomalous) put_alert(e, at->source, s);
+  judge(s, value, time);
+  return s->anomalous ? s : 0;
+}
+
+/* The rows of the next events, and what of their states is looked at. */
+static void states_ahead(const target *targets, uint32_t left) {
+  uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
+  for (uint32_t i = 0; i < n; i++) sum += targets[i].row ? targets[i].row->known + targets[i].row->first.cap : 0;
+  for (uint32_t i = 0; i < n; i++) {
+    const state *s = targets[i].row ? (const state *)targets[i].row->first.payload.heap : 0;
+    if (targets[i].row && targets[i].row->n_cells && s) sum += (uint32_t)s->time + s->anomalous;
+  }
+  streams_loaded = sum;
+}
+
+/* Readings in columns. 0; else a row is not loaded. */
+static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
+  for (uint32_t i = 0, run = 0; i < b->n;) {
+    uint32_t end = streams_run_end(b, i, &run);
+    streams_event e;
+    streams_event_read(b, i, &e);
+    moment now = moment_of(&e);
+#pragma clang loop unroll_count(2)
+    for (; i < end; i++) {
+      if (!columns.pairs && !(i % STREAMS_AHEAD)) states_ahead(columns.targets + i, b->n - i);
+      const target *to = &columns.targets[columns.pairs ? columns.pairs[i] : i];
+      double value = streams_get_f64(b->typed[1] + 8 * i);
+      int64_t time = (int64_t)streams_get64(b->typed[2] + 8 * i);
+      const char *bad = bad_numbers(value, time);
+      if (bad || !to->row) {
+        streams_reject(bad ? bad : to->source->bad);
+        streams_add_reject(rejects, i);
+        continue;
+      }
+      if (!to->row->known) return 1;
+      const state *s = fold_put(&now, to->row, value, time);
+      if (s) put_alert(b->keys + streams_key_at(b, i), streams_get32(b->key_end + 4 * i) - streams_key_at(b, i), to->source, s);
+    }
+  }
+  return 0;
+}
+
+/* 0; else a row is not loaded. */
+static int fold_events(const streams_batch *b, streams_reject_list *rejects) {
+  for (uint32_t i = 0; i < b->n; i++) {
+    const prepared *at = &round_events[i];
+    streams_event e;
+    streams_event_read(b, i, &e);
+    streams_row *row = at->source ? at->source->row : e.op == STREAMS_OP_PURGE ? purged_row(&e) : 0;
+    int rejected = 0;
+    if (row && !row->known) return 1;
+    if (at->source) {
+      moment now = moment_of(&e);
+      const state *s = fold_put(&now, row, at->value, at->time);
+      if (s) put_alert(e.key, e.key_len, at->source, s);
+    } else if (at->bad) rejected = streams_reject(at->bad);
+    else if (e.op == STREAMS_OP_PURGE) rejected = streams_purge(&e, row);
+    else if (e.op != STREAMS_OP_DELETE) rejected = streams_reject("unknown operation");
+    if (rejected) streams_add_reject(rejects, i);
+  }
+  return 0;
 }
 
 STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint32_t len) {
-  streams_batch b;
-  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
-  if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
+  (void)len;
   streams_reject_list rejects = {0, 0, 0, 0};
-  for (uint32_t i = 0; i < b.n; i++) {
-    const prepared *at = &round_events[i];
-    streams_event e;
-    streams_event_read(&b, i, &e);
-    streams_row *row = at->source ? at->source->row : e.op == STREAMS_OP_PURGE ? purged_row(&e) : 0;
-    int rejected = 0;
-    if (row && !row->known) return streams_answer(0, 0, -4);
-    if (at->source) fold_put(&e, at);
-    else if (at->bad) rejected = streams_reject(at->bad);
-    else if (e.op == STREAMS_OP_PURGE) rejected = streams_purge(&e, row);
-    else if (e.op != STREAMS_OP_DELETE) rejected = streams_reject("unknown operation");
-    if (rejected) streams_add_reject(&rejects, i);
-  }
+  if (!streams_is_prepared(p)) return streams_answer(0, 0, -3);
+  if (columns.targets ? fold_columns(&streams_round, &rejects) : fold_events(&streams_round, &rejects)) return streams_answer(0, 0, -4);
   return streams_answer_rejects(&rejects);
 }

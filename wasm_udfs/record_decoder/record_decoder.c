@@ -10,7 +10,8 @@ enum {
   R_HEADER, R_TTL, R_CLOCK, R_SCHEMA, /* 14..19: avro_check.h */ R_FRAME = 20
 };
 enum { STATUS_OK = 0, STATUS_TRUNCATED = 1, STATUS_MAGIC = 2, STATUS_INPUT = -1 };
-enum { S_PART = 11, S_KEY_ID = 12, S_TYPED = 64, BUFFERS = S_TYPED + FRAME_COLUMNS_MAX, PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2 };
+enum { S_PART = 11, S_KEY_ID = 12, S_RUNS = 13, S_TYPED = 64, S_ITEM = S_TYPED + FRAME_COLUMNS_MAX, BUFFERS = S_ITEM + FRAME_COLUMNS_MAX };
+enum { PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2, SECTIONS_MAX = S_RUNS + 2 * FRAME_COLUMNS_MAX };
 #define NEVER_MS INT64_MAX
 
 typedef struct { uint32_t id, op, at, len; } schema_entry;
@@ -45,7 +46,7 @@ typedef struct {
 
 /* Sections grow in buffers of their own, by id; the host puts the pieces together. */
 static buffer sections[BUFFERS];
-static const uint8_t widths[S_KEY_ID + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8, 4, 4};
+static const uint8_t widths[S_RUNS + 1] = {0, 8, 8, 8, 8, 1, 4, 0, 4, 0, 8, 4, 4, 0};
 static struct {
   int64_t *append_ms, *expires_ms, *offset;
   uint64_t *hlc, *generation;
@@ -54,14 +55,20 @@ static struct {
   uint8_t *op, *keys, *values;
   uint32_t n, key_bytes, value_bytes, n_rejects, reject_bytes;
   uint32_t n_key_ids; /* given out so far: each item of each frame's keys has one */
+  uint32_t n_runs;
   int frames; /* there is one among the records */
   int without_ids; /* so is something whose keys are no dictionary */
+  int without_runs; /* or whose events differ in more than keys and values */
 } col;
 static buffer reject_list, reject_blob; /* puts of frames stand in no input: the blob holds theirs */
 
 /* Typed columns are passed on when all events are puts of frames of one schema, with the same kinds. */
 enum { TYPED_OPEN, TYPED_ON, TYPED_OFF };
-static struct { uint32_t state, schema_id; uint64_t columns; } typed;
+static struct {
+  uint32_t state, schema_id;
+  uint64_t columns, items; /* those of numbers; dictionaries of BYTES in every frame, whose ids are passed on */
+  uint32_t n_ids[FRAME_COLUMNS_MAX]; /* given out so far, by column */
+} typed;
 
 /* ---- big endian and varints ---- */
 
@@ -242,33 +249,41 @@ static void emit_part_reject(const record *r, int code, int32_t part) {
   col.reject_bytes += key_len + value_len;
 }
 
-static void add_section(uint8_t *header, uint32_t id, uint32_t width, uint32_t len, uint32_t *at, piece *pieces, uint32_t i) {
-  uint8_t *entry = header + 16 + 16 * i, *end = buffer_room(&sections[id], len, 8, 0) + len;
-  uint32_t padded = (len + 7) & ~7u;
-  streams_put64(end, 0);
-  streams_put32(entry, id);
-  streams_put32(entry + 4, *at);
-  streams_put32(entry + 8, len);
-  streams_put32(entry + 12, width);
-  pieces[i + 1] = (piece){(uint32_t)(uintptr_t)sections[id].p, padded};
-  *at += padded;
+typedef struct { uint32_t id, width, len; } section;
+
+static uint32_t list_sections(section *to) {
+  uint64_t columns = typed.state == TYPED_ON ? typed.columns : 0, items = typed.state == TYPED_ON ? typed.items : 0;
+  uint32_t n = 0;
+  for (uint32_t id = 1; id <= S_RUNS; id++) {
+    if (id == S_PART && !col.frames) continue;
+    if (id == S_KEY_ID && (!col.frames || col.without_ids)) continue;
+    if (id == S_RUNS && (!col.frames || col.without_runs)) continue;
+    uint32_t len = id == 7 ? col.key_bytes : id == 9 ? col.value_bytes : id == S_RUNS ? 4 * col.n_runs : widths[id] * col.n;
+    to[n++] = (section){id, widths[id], len};
+  }
+  for (uint32_t c = 0; c < FRAME_COLUMNS_MAX; c++) if (columns >> c & 1) to[n++] = (section){S_TYPED + c, 8, 8 * col.n};
+  for (uint32_t c = 0; c < FRAME_COLUMNS_MAX; c++) if (items >> c & 1) to[n++] = (section){S_ITEM + c, 4, 4 * col.n};
+  return n;
 }
 
 static void close_columns(void) {
-  uint64_t typed_columns = typed.state == TYPED_ON ? typed.columns : 0;
-  int with_ids = col.frames && !col.without_ids;
-  uint32_t n_sections = 10 + (col.frames ? 1 : 0) + (uint32_t)with_ids + (uint32_t)__builtin_popcountll(typed_columns), i = 0;
-  uint32_t at = 16 + 16 * n_sections;
+  section list[SECTIONS_MAX];
+  uint32_t n_sections = list_sections(list), at = 16 + 16 * n_sections;
   uint8_t *header = streams_scratch(at);
   piece *pieces = streams_scratch((n_sections + 1) * sizeof *pieces);
   pieces[0] = (piece){(uint32_t)(uintptr_t)header, at};
-  uint32_t last = with_ids ? S_KEY_ID : col.frames ? S_PART : S_PART - 1;
-  for (uint32_t id = 1; id <= last; id++) {
-    uint32_t len = id == 7 ? col.key_bytes : id == 9 ? col.value_bytes : widths[id] * col.n;
-    add_section(header, id, widths[id], len, &at, pieces, i++);
+  for (uint32_t i = 0; i < n_sections; i++) {
+    const section *each = &list[i];
+    uint8_t *entry = header + 16 + 16 * i;
+    uint32_t padded = (each->len + 7) & ~7u;
+    streams_put64(buffer_room(&sections[each->id], each->len, 8, 0) + each->len, 0);
+    streams_put32(entry, each->id);
+    streams_put32(entry + 4, at);
+    streams_put32(entry + 8, each->len);
+    streams_put32(entry + 12, each->width);
+    pieces[i + 1] = (piece){(uint32_t)(uintptr_t)sections[each->id].p, padded};
+    at += padded;
   }
-  for (uint32_t c = 0; c < FRAME_COLUMNS_MAX; c++)
-    if (typed_columns >> c & 1) add_section(header, S_TYPED + c, 8, 8 * col.n, &at, pieces, i++);
   streams_put32(header, 0x31425453u);
   streams_put32(header + 4, col.n);
   streams_put32(header + 8, at);
@@ -288,13 +303,26 @@ static void close_columns(void) {
 
 /* ---- frames ---- */
 
-/* Decides whether this frame's LONG and DOUBLE cells go on as typed columns; where column c's are decoded to. */
+/* Decides whether this frame's LONG and DOUBLE cells go on as typed columns, and of which columns ids of items do. */
 static void typed_begin(const frame *f) {
-  uint64_t columns = 0;
-  for (uint32_t i = 0; i < f->n_columns; i++) columns |= (uint64_t)(f->columns[i].kind <= KIND_DOUBLE) << i;
-  if (typed.state == TYPED_OPEN && !col.n) { typed.state = TYPED_ON; typed.schema_id = f->schema_id; typed.columns = columns; }
+  uint64_t columns = 0, items = 0;
+  for (uint32_t i = 0; i < f->n_columns; i++) {
+    columns |= (uint64_t)(f->columns[i].kind <= KIND_DOUBLE) << i;
+    items |= (uint64_t)(f->columns[i].kind == KIND_BYTES && f->columns[i].encoding == ENC_DICTIONARY) << i;
+  }
+  if (typed.state == TYPED_OPEN && !col.n) {
+    typed.state = TYPED_ON;
+    typed.schema_id = f->schema_id;
+    typed.columns = columns;
+    typed.items = items;
+    __builtin_memset(typed.n_ids, 0, sizeof typed.n_ids);
+  }
   if (typed.state != TYPED_ON || typed.schema_id != f->schema_id || typed.columns != columns) typed.state = TYPED_OFF;
+  typed.items &= items;
 }
+
+STREAMS_INLINE int has_item_ids(uint32_t c) { return typed.state == TYPED_ON && (typed.items >> c & 1); }
+STREAMS_INLINE uint32_t *item_ids(uint32_t c) { return (uint32_t *)sections[S_ITEM + c].p; }
 
 /* All columns of the frame checked and decoded. 0: something does not fit. */
 static int prepare_frame(frame *f, uint32_t size, uint64_t hint) {
@@ -320,6 +348,7 @@ static int prepare_frame(frame *f, uint32_t size, uint64_t hint) {
     } else {
       if (!frame_texts(c, n, c->kind == KIND_BYTES, &total)) return 0;
       lengths += 5ull * n;
+      if (has_item_ids(i)) buffer_room(&sections[S_ITEM + i], 4 * from, 4ull * n, 4 * n * hint);
     }
   }
   if (total > (uint64_t)FRAME_EXPANSION_MAX * size) return 0;
@@ -435,6 +464,12 @@ static void put_good_rows(const frame *f, uint64_t prefix) {
     ends[i] = (uint32_t)(key - base);
   }
   if (keys.index) for (uint32_t i = 0; i < n; i++) col.key_id[col.n + i] = col.n_key_ids + keys.index[i];
+  for (uint32_t c = 0; c < f->n_columns; c++) {
+    if (!has_item_ids(c)) continue;
+    uint32_t *ids = item_ids(c) + col.n, first = typed.n_ids[c];
+    const uint32_t *index = f->columns[c].index;
+    for (uint32_t i = 0; i < n; i++) ids[i] = first + index[i];
+  }
   col.value_bytes = (uint32_t)(put_all_bodies(f, prefix) - col.values);
   col.key_bytes = (uint32_t)(key - base);
   col.n += n;
@@ -461,10 +496,22 @@ static void put_judged_rows(const frame *f, const record *head, const schema_ent
     col.expires_ms[n] = col.expires_ms[first + i];
     for (uint32_t c = 0; typed.state == TYPED_ON && c < f->n_columns; c++)
       if (f->columns[c].kind <= KIND_DOUBLE) ((uint64_t *)sections[S_TYPED + c].p)[n] = f->columns[c].numbers[i];
+      else if (has_item_ids(c)) item_ids(c)[n] = typed.n_ids[c] + f->columns[c].index[i];
     col.key_end[n] = col.key_bytes += (uint32_t)r.key_len;
     col.value_end[n] = col.value_bytes += (uint32_t)r.value_len;
     col.n++;
   }
+}
+
+/* What the next frame's ids are above, and where the run that this frame's rows from `first` on are begins. */
+static void end_frame(const frame *f, uint32_t first) {
+  col.n_key_ids += f->keys.items;
+  col.without_ids |= !f->keys.index;
+  for (uint32_t c = 0; c < f->n_columns; c++) typed.n_ids[c] += f->columns[c].items;
+  col.without_runs |= f->ttl_form == TTL_EACH;
+  if (col.n == first) return;
+  uint32_t *runs = (uint32_t *)buffer_room(&sections[S_RUNS], 4 * col.n_runs, 4, 0);
+  runs[col.n_runs++] = first;
 }
 
 /* Writes out the puts of a frame; a reason when the record as a whole is none. `left`: bytes of input after it;
@@ -487,11 +534,11 @@ static int expand_frame(record *r, uint32_t left, uint32_t count, uint32_t size)
   int bad = check_keys(&f, key_codes) | put_expiries(&f, r);
   int check_bodies = schema->op == OP_PURGE || !frame_bodies_valid(&f, config.bytes + schema->at, schema->len);
   uint64_t prefix = (uint64_t)__builtin_bswap32(f.schema_id) << 8;
+  uint32_t first = col.n;
   put_constants(r, f.count);
   if (bad || check_bodies) put_judged_rows(&f, r, schema, prefix, key_codes, check_bodies);
   else put_good_rows(&f, prefix);
-  col.n_key_ids += f.keys.items;
-  col.without_ids |= !f.keys.index;
+  end_frame(&f, first);
   return 0;
 }
 
@@ -527,7 +574,7 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
     int64_t length;
     if (!varint(&p, end, &length) || length < 0 || length > end - p || i == most) {
       col.n = n; col.n_rejects = n_rejects; col.key_bytes = key_bytes; col.value_bytes = value_bytes;
-      col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF; col.without_ids = 1;
+      col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF; col.without_ids = col.without_runs = 1;
       return STATUS_TRUNCATED;
     }
     record r;
@@ -547,7 +594,7 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
     }
     if (code) { emit_reject(&r, code, PART_NONE); continue; }
     typed.state = TYPED_OFF;
-    col.without_ids = 1;
+    col.without_ids = col.without_runs = 1;
     emit(&r);
   }
   return STATUS_OK;
@@ -590,8 +637,8 @@ STREAMS_EXPORT("streams_decode") void *streams_decode(const uint8_t *input, uint
     p += size;
   }
   col.n = col.key_bytes = col.value_bytes = col.n_rejects = col.reject_bytes = 0;
-  col.frames = col.without_ids = 0;
-  col.n_key_ids = 0;
+  col.frames = col.without_ids = col.without_runs = 0;
+  col.n_key_ids = col.n_runs = 0;
   typed.state = TYPED_OPEN;
   make_room(0, 0, 0, 0);
   out.status = STATUS_OK;

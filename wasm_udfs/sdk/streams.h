@@ -8,6 +8,8 @@
  * otherwise). Return 0, or `streams_reject("reason")`, which is allowed only before streams_touch.
  * With STREAMS_LAST_WINS defined, `e->is_last` is 0 when another put of the same key follows in this batch, for modules that
  * keep nothing of a put that the next one replaces (they touch the row, as for every put, but need not write its payload).
+ * With STREAMS_LAST_ALONE defined as well, a put that another of its key follows at the same clock and expiry may not be shown at
+ * all: only its clock counts. For modules that refuse no put, make no outputs, and write the same whatever came before.
  * The function becomes part of the loop that calls it: `static`, so include this file before it is declared (or define
  * STREAMS_FOLD_ELSEWHERE when it is in another object), and a trap's backtrace shows it as `streams_fold`.
  * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
@@ -90,44 +92,143 @@ static streams_row **streams_round_rows; /* per event of the prepared batch: its
 static uint32_t *streams_round_last; /* per key id: its last event; NULL: not known */
 #endif
 
-STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
-  streams_batch b;
-  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
-  streams_row **rows = streams_scratch(b.n * sizeof *rows + 16);
-  streams_row **by_id = streams_by_key_id(&b);
-  streams_ask_begin(b.n);
-#ifdef STREAMS_LAST_WINS
-  uint32_t *last = streams_round_last = by_id ? streams_scratch(b.key_ids * sizeof *last) : 0;
-#endif
-#pragma clang loop unroll_count(2)
-  for (uint32_t i = 0, at = 0; i < b.n; i++) {
-    uint32_t end = streams_get32(b.key_end + 4 * i), id = by_id ? streams_get32(b.key_id + 4 * i) : 0;
-#ifdef STREAMS_LAST_WINS
-    if (last) last[id] = i;
-#endif
-    streams_row *row = by_id ? by_id[id] : 0;
-    if (!row) {
-      row = streams_find(b.keys + at, end - at);
+#ifdef STREAMS_LAST_ALONE
+static uint32_t *streams_round_number; /* per key id: its row's number in the round; NULL: events are folded one by one */
+
+/* Numbers the rows of a batch with key ids: a row has one number, however many ids its key has. */
+static void streams_number_rows(const streams_batch *b, const uint32_t *firsts, streams_row *const *found, uint32_t ids) {
+  uint32_t *numbers = streams_scratch(b->key_ids * sizeof *numbers), n = 0;
+  for (uint32_t i = 0; i < ids; i++) {
+    streams_row *row = found[i];
+    if (row->asked != streams_round_id) {
       streams_ask(row);
-      if (by_id) by_id[id] = row;
+      row->asked = streams_round_id;
+      row->number = n;
+      streams_round_rows[n++] = row;
     }
-    rows[i] = row;
-    at = end;
+    numbers[streams_get32(b->key_id + 4 * firsts[i])] = row->number;
   }
-  streams_round_rows = rows;
-  return streams_answer_missing(p, b.n);
+  streams_round_number = numbers;
+}
+
+/* `puts` of one key in one run, of which e is the last. One that nothing follows moves the clock on by one and gives its
+ * expiry: no more than that is left of the others. */
+STREAMS_INLINE void streams_apply_last(streams_event *e, streams_row *r, uint32_t puts) {
+  e->is_last = 1;
+  if (streams_apply(e, r)) __builtin_trap(); /* such a module refuses no put */
+  streams_cell *c = &r->cells[r->n_cells - 1];
+  c->last_hlc = r->last_hlc += puts - 1;
+}
+
+typedef struct { uint32_t last, puts; } streams_seen; /* of a row in a run */
+
+/* The run's puts by row. 0; else a row is not loaded. */
+static int streams_fold_puts(const streams_batch *b, uint32_t first, uint32_t end, streams_seen *seen, uint32_t *list) {
+  uint32_t n = 0;
+#pragma clang loop unroll_count(4)
+  for (uint32_t i = first; i < end; i++) {
+    uint32_t number = streams_round_number[streams_get32(b->key_id + 4 * i)];
+    seen[number].last = i;
+    list[n] = number; /* stays, if it is the first of the row */
+    n += !seen[number].puts++;
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    streams_row *row = streams_round_rows[list[i]];
+    streams_event e;
+    if (!row->known) return 1;
+    streams_event_read(b, seen[list[i]].last, &e);
+    streams_apply_last(&e, row, seen[list[i]].puts);
+    seen[list[i]].puts = 0;
+  }
+  return 0;
+}
+
+/* Each run by rows, if its puts outlive their acceptance (else each begins anew). 0; else a row is not loaded. */
+static int streams_fold_runs(const streams_batch *b, streams_reject_list *rejects) {
+  uint32_t *list = streams_scratch((b->n + 1) * sizeof *list), size = b->n * sizeof(streams_seen);
+  streams_seen *seen = streams_scratch(size);
+  __builtin_memset(seen, 0, size);
+  for (uint32_t k = 0; k < b->n_runs; k++) {
+    uint32_t first = streams_get32(b->runs + 4 * k), end = k + 1 < b->n_runs ? streams_get32(b->runs + 4 * (k + 1)) : b->n;
+    streams_event e;
+    streams_event_read(b, first, &e);
+    if (e.op == STREAMS_OP_PUT && e.expires_ms > e.append_ms) {
+      if (streams_fold_puts(b, first, end, seen, list)) return 1;
+      continue;
+    }
+    for (uint32_t i = first; i < end; i++) {
+      streams_row *row = streams_round_rows[streams_round_number[streams_get32(b->key_id + 4 * i)]];
+      streams_event_read(b, i, &e);
+      e.is_last = 1;
+      if (!row->known) return 1;
+      if (streams_apply(&e, row)) streams_add_reject(rejects, i);
+    }
+  }
+  return 0;
+}
+#endif
+
+/* The rows of a batch without key ids. */
+static void streams_rows_by_key(const streams_batch *b) {
+  uint32_t *events = streams_scratch(b->n * sizeof *events);
+  for (uint32_t i = 0; i < b->n; i++) events[i] = i;
+  streams_find_rows(b, events, b->n, streams_round_rows);
+  for (uint32_t i = 0; i < b->n; i++) streams_ask(streams_round_rows[i]);
+}
+
+/* The rows of a batch with key ids: each id is looked up once. */
+static void streams_rows_by_id(const streams_batch *b) {
+  uint32_t *firsts = streams_scratch(b->key_ids * sizeof *firsts);
+  uint32_t ids = streams_first_of_ids(b->key_id, b->key_ids, b->n, firsts);
+  streams_row **found = streams_scratch(ids * sizeof *found), **by_id;
+  streams_find_rows(b, firsts, ids, found);
+#ifdef STREAMS_LAST_ALONE
+  if (b->runs) { streams_number_rows(b, firsts, found, ids); return; }
+#endif
+  by_id = streams_scratch(b->key_ids * sizeof *by_id);
+  for (uint32_t i = 0; i < ids; i++) {
+    streams_ask(found[i]);
+    by_id[streams_get32(b->key_id + 4 * firsts[i])] = found[i];
+  }
+#pragma clang loop unroll_count(4)
+  for (uint32_t i = 0; i < b->n; i++) streams_round_rows[i] = by_id[streams_get32(b->key_id + 4 * i)];
+#ifdef STREAMS_LAST_WINS
+  streams_round_last = streams_scratch(b->key_ids * sizeof *streams_round_last);
+  for (uint32_t i = 0; i < b->n; i++) streams_round_last[streams_get32(b->key_id + 4 * i)] = i;
+#endif
+}
+
+STREAMS_EXPORT("streams_prepare") streams_desc *streams_prepare(const uint8_t *p, uint32_t len) {
+  if (streams_batch_open(p, len, &streams_round)) return streams_answer(0, 0, -1);
+  const streams_batch *b = &streams_round;
+  streams_round_rows = streams_scratch(b->n * sizeof *streams_round_rows + 16);
+#ifdef STREAMS_LAST_WINS
+  streams_round_last = 0;
+#endif
+#ifdef STREAMS_LAST_ALONE
+  streams_round_number = 0;
+#endif
+  streams_ask_begin(b->n);
+  if (b->key_id) streams_rows_by_id(b);
+  else streams_rows_by_key(b);
+  return streams_answer_missing(p, b->n);
 }
 
 STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint32_t len) {
-  streams_batch b;
-  if (streams_batch_open(p, len, &b)) return streams_answer(0, 0, -1);
-  if (streams_round_ptr != (uint32_t)(uintptr_t)p || streams_round_n != b.n) return streams_answer(0, 0, -3);
+  (void)len;
+  streams_batch b = streams_round;
+  if (!streams_is_prepared(p)) return streams_answer(0, 0, -3);
   streams_row **rows = streams_round_rows;
   streams_reject_list rejects = {0, 0, 0, 0};
+#ifdef STREAMS_LAST_ALONE
+  if (streams_round_number)
+    return streams_fold_runs(&b, &rejects) ? streams_answer(0, 0, -4) : streams_answer_rejects(&rejects);
+#endif
 #pragma clang loop unroll_count(2) /* the engine looks at its deadline in every round */
   for (uint32_t i = 0; i < b.n; i++) {
     streams_event e;
     streams_event_read(&b, i, &e);
+    if (!b.key_id && !(i % STREAMS_AHEAD)) streams_cells_ahead(rows + i, b.n - i);
     if (!rows[i]->known) return streams_answer(0, 0, -4);
 #ifdef STREAMS_LAST_WINS
     e.is_last = !streams_round_last || streams_round_last[streams_get32(b.key_id + 4 * i)] == i;

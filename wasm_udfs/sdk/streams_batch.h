@@ -36,7 +36,44 @@ typedef struct {
   const uint8_t *typed[STREAMS_TYPED]; /* sections 64 + c of 8 bytes: value field c of every put; NULL when not there */
   const uint8_t *key_id; /* section 12: events of one id have one key; NULL when not there */
   uint32_t key_ids;      /* ids are below it */
+  const uint8_t *item_id[STREAMS_TYPED]; /* sections 128 + c: puts of one id have the same bytes in value field c; or NULL */
+  const uint8_t *runs; /* section 13: where stretches of events begin that differ in key and value alone; or NULL */
+  uint32_t n_runs;
 } streams_batch;
+
+/* Above all of n ids. */
+STREAMS_UNUSED static uint32_t streams_ids_end(const uint8_t *ids, uint32_t n) {
+  uint32_t most = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t id = streams_get32(ids + 4 * i);
+    most = id > most ? id : most;
+  }
+  return n && most < UINT32_MAX ? most + 1 : 0;
+}
+
+/* Runs that do not begin at 0 and ascend are not used. */
+static int streams_runs_ascend(const streams_batch *b) {
+  for (uint32_t i = 0; i < b->n_runs; i++) {
+    uint32_t at = streams_get32(b->runs + 4 * i);
+    if (at >= b->n || (i ? at <= streams_get32(b->runs + 4 * (i - 1)) : at != 0)) return 0;
+  }
+  return b->n_runs > 0;
+}
+
+/* A section that a batch may have; 0: it is good, or none of them. */
+static int streams_optional(const uint8_t *p, uint32_t len, const uint8_t *s, streams_batch *b) {
+  uint32_t id = streams_get32(s), at = streams_get32(s + 4), size = streams_get32(s + 8), width = streams_get32(s + 12);
+  const uint8_t **to = 0;
+  if (width == 8 && id >= 64 && id < 64 + STREAMS_TYPED) to = &b->typed[id - 64];
+  if (width == 4 && id >= 128 && id < 128 + STREAMS_TYPED) to = &b->item_id[id - 128];
+  if (width == 4 && id == 12) to = &b->key_id;
+  if (width == 0 && id == 13) to = &b->runs;
+  if (!to) return 0;
+  if (at > len || size > len - at || (width && size / width < b->n)) return 1;
+  if (id == 13) b->n_runs = size / 4;
+  *to = p + at;
+  return 0;
+}
 
 static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) {
   const uint8_t **columns[10] = {0, &b->append_ms, &b->hlc, &b->expires_ms, &b->generation, &b->op,
@@ -45,33 +82,39 @@ static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) 
   uint32_t seen = 0;
   if (len < 16 || streams_get32(p) != STREAMS_MAGIC || streams_get32(p + 8) > len) return 1;
   b->n = streams_get32(p + 4);
-  for (uint32_t i = 0; i < STREAMS_TYPED; i++) b->typed[i] = 0;
-  b->key_id = 0;
-  b->key_ids = 0;
+  for (uint32_t i = 0; i < STREAMS_TYPED; i++) b->typed[i] = b->item_id[i] = 0;
+  b->key_id = b->runs = 0;
+  b->key_ids = b->n_runs = 0;
   uint32_t sections = streams_get32(p + 12);
   if (sections > (len - 16) / 16) return 1;
   for (uint32_t i = 0; i < sections; i++) {
     const uint8_t *s = p + 16 + i * 16;
     uint32_t id = streams_get32(s), at = streams_get32(s + 4), size = streams_get32(s + 8);
-    if (id >= 64 && id < 64 + STREAMS_TYPED && streams_get32(s + 12) == 8) {
-      if (at > len || size > len - at || size / 8 < b->n) return 1;
-      b->typed[id - 64] = p + at;
-    }
-    if (id == 12 && streams_get32(s + 12) == 4) {
-      if (at > len || size > len - at || size / 4 < b->n) return 1;
-      b->key_id = p + at;
-    }
+    if (streams_optional(p, len, s, b)) return 1;
     if (id == 0 || id > 9) continue; /* unknown sections are ignored */
     if (at > len || size > len - at || size / (widths[id] ? widths[id] : 1) < (widths[id] ? b->n : 0)) return 1;
     *columns[id] = p + at;
     seen |= 1u << id;
   }
-  for (uint32_t i = 0; b->key_id && i < b->n; i++) {
-    uint32_t id = streams_get32(b->key_id + 4 * i);
-    b->key_ids = id < b->key_ids ? b->key_ids : id + 1;
-  }
-  if (b->key_ids > STREAMS_KEY_IDS_MAX || (b->key_id && !b->key_ids)) b->key_id = 0; /* a selection of few of many */
+  if (b->key_id) b->key_ids = streams_ids_end(b->key_id, b->n);
+  if (b->key_ids > STREAMS_KEY_IDS_MAX || !b->key_ids) b->key_id = 0; /* a selection of few of many */
+  if (!streams_runs_ascend(b)) { b->runs = 0; b->n_runs = 0; }
   return seen != 0x3fe;
+}
+
+/* The events with which each of the ids comes first, in their order; how many. `firsts`: room for one of each id. */
+STREAMS_UNUSED static uint32_t streams_first_of_ids(const uint8_t *ids, uint32_t ids_end, uint32_t n, uint32_t *firsts) {
+  uint8_t *seen = streams_scratch(ids_end);
+  uint32_t found = 0;
+  __builtin_memset(seen, 0, ids_end);
+#pragma clang loop unroll_count(8)
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t id = streams_get32(ids + 4 * i);
+    if (seen[id]) continue;
+    seen[id] = 1;
+    firsts[found++] = i;
+  }
+  return found;
 }
 
 /* A pointer for each key id of the batch, NULL at first; NULL when it has none. */
@@ -82,6 +125,21 @@ STREAMS_UNUSED static void *streams_by_key_id(const streams_batch *b) {
   __builtin_memset(found, 0, size);
   return found;
 }
+
+/* Whether the batch holds nothing but puts. */
+STREAMS_UNUSED static int streams_all_puts(const streams_batch *b) {
+  uint8_t any = 0;
+  for (uint32_t i = 0; i < b->n; i++) any |= b->op[i];
+  return !any;
+}
+
+/* Where the run that begins with event i ends; without runs each event is one. *run: its number, 0 at first. */
+STREAMS_INLINE uint32_t streams_run_end(const streams_batch *b, uint32_t i, uint32_t *run) {
+  if (!b->runs) return i + 1;
+  return ++*run < b->n_runs ? streams_get32(b->runs + 4 * *run) : b->n;
+}
+
+STREAMS_INLINE uint32_t streams_key_at(const streams_batch *b, uint32_t i) { return i ? streams_get32(b->key_end + 4 * (i - 1)) : 0; }
 
 STREAMS_INLINE void streams_event_read(const streams_batch *b, uint32_t i, streams_event *e) {
   uint32_t key_at = i ? streams_get32(b->key_end + 4 * (i - 1)) : 0;

@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
   uint64_t deleted_hlc, last_hlc;
   streams_cell *cells;
-  uint32_t n_cells, cap_cells, key_len, hash, asked;
+  uint32_t n_cells, cap_cells, key_len, hash, asked, number; /* number: the round's, if it was asked for in it */
   uint8_t known, exists, dirty, touched;
   streams_cell first; /* storage of the first cell; the key's bytes follow the struct */
 } streams_row;
@@ -190,10 +190,9 @@ STREAMS_COLD static streams_row *streams_new_row(const uint8_t *key, uint32_t le
   return r;
 }
 
-/* The cached row of a key; made, as not yet known, when it is not cached. */
-STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
+STREAMS_INLINE streams_row *streams_find_hashed(const uint8_t *key, uint32_t len, uint32_t hash) {
   if (streams_slot_used * 2 >= streams_slot_cap) streams_grow_slots();
-  uint32_t hash = streams_hash(key, len), mask = streams_slot_cap - 1, at = hash & mask;
+  uint32_t mask = streams_slot_cap - 1, at = hash & mask;
   for (;; at = (at + 1) & mask) {
     streams_slot *s = &streams_slots[at];
     if (!s->row) {
@@ -204,6 +203,51 @@ STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
     }
     if (s->hash == hash && s->row->key_len == len && streams_equal(streams_row_key(s->row), key, len)) return s->row;
   }
+}
+
+/* The cached row of a key; made, as not yet known, when it is not cached. */
+STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
+  return streams_find_hashed(key, len, streams_hash(key, len));
+}
+
+/* Many rows in turn are in no cache of the processor, and each look then waits for memory, most of them for the one before.
+ * Loads that depend on nothing overlap: so what the next few events will look at is loaded ahead, and only that. */
+enum { STREAMS_AHEAD = 32 };
+static volatile uint32_t streams_loaded;
+
+/* The hashes of the keys of n events, at most STREAMS_AHEAD, and their rows loaded. */
+STREAMS_UNUSED static void streams_rows_ahead(const streams_batch *b, const uint32_t *events, uint32_t n, uint32_t *hashes) {
+  uint32_t sum = 0;
+  const streams_row *rows[STREAMS_AHEAD];
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t at = streams_key_at(b, events[i]);
+    hashes[i] = streams_hash(b->keys + at, streams_get32(b->key_end + 4 * events[i]) - at);
+  }
+  if (!streams_slot_cap) return;
+  for (uint32_t i = 0; i < n; i++) rows[i] = streams_slots[hashes[i] & (streams_slot_cap - 1)].row;
+  for (uint32_t i = 0; i < n; i++) sum += rows[i] ? rows[i]->hash + rows[i]->first.len + *(const uint8_t *)(rows[i] + 1) : 0;
+  streams_loaded = sum;
+}
+
+/* The rows of the keys of n events. */
+STREAMS_UNUSED static void streams_find_rows(const streams_batch *b, const uint32_t *events, uint32_t n, streams_row **rows) {
+  uint32_t hashes[STREAMS_AHEAD];
+  for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
+    uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
+    streams_rows_ahead(b, events + from, some, hashes);
+    for (uint32_t i = 0; i < some; i++) {
+      uint32_t event = events[from + i], at = streams_key_at(b, event);
+      rows[from + i] = streams_find_hashed(b->keys + at, streams_get32(b->key_end + 4 * event) - at, hashes[i]);
+    }
+  }
+}
+
+/* The cells of the next rows are loaded, and what their payloads begin with. */
+STREAMS_UNUSED static void streams_cells_ahead(streams_row *const *rows, uint32_t left) {
+  uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
+  for (uint32_t i = 0; i < n; i++) sum += rows[i]->known + rows[i]->first.cap;
+  for (uint32_t i = 0; i < n; i++) sum += rows[i]->n_cells ? *streams_payload(&rows[i]->first) : 0;
+  streams_loaded = sum;
 }
 
 #ifdef STREAMS_EVICT
@@ -343,6 +387,12 @@ static int streams_purge(const streams_event *e, streams_row *r) {
 /* ---- exports that every fold module shares; prepare and fold are streams.h's, or the module's own ---- */
 
 static uint32_t streams_round_ptr, streams_round_n, streams_round_id;
+static streams_batch streams_round; /* the batch that was prepared */
+
+/* 0: this is not the batch that was prepared. */
+STREAMS_UNUSED static int streams_is_prepared(const uint8_t *p) {
+  return streams_round_ptr == (uint32_t)(uintptr_t)p && p && streams_round_n == streams_round.n;
+}
 
 STREAMS_EXPORT("streams_abi_v1") int32_t streams_abi_v1(void) { return 1; }
 
