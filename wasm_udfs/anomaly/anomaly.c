@@ -200,15 +200,15 @@ static source no_source, *latest = &no_source;
 typedef struct { source *source; const char *bad; double value; int64_t time; } prepared;
 static prepared *round_events;
 
-/* A metric, as values begin with it: prefix and Avro string. */
-typedef struct { const uint8_t *wire; uint32_t len, name_at, hash; } metric;
+/* A metric, as values begin with it: prefix and Avro string. number: in a batch. */
+typedef struct { const uint8_t *wire; uint32_t len, name_at, hash, number; } metric;
 
 /* Where a reading goes. row NULL: nowhere, its source is bad. */
 typedef struct { source *source; streams_row *row; } target;
 
 /* A batch of nothing but readings whose numbers and metrics come in columns: the target of event i is targets[pairs[i]], or
  * targets[i] when keys have no ids. targets NULL: the batch is none, and `round_events` says where its events go. */
-static struct { target *targets; const uint32_t *pairs; } columns;
+static struct { target *targets; const uint8_t *pairs; } columns;
 
 static int has_control(const uint8_t *p, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) if (p[i] < 0x20) return 1;
@@ -297,7 +297,7 @@ STREAMS_INLINE const char *read_metric(const streams_event *e, metric *m) {
   const uint8_t *name = streams_read_bytes(&in, &len);
   if (streams_schema_id(e->value, e->value_len) != READING_ID) return "not a streams.Reading";
   if (in.error) return "malformed value";
-  *m = (metric){e->value, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value), 0};
+  *m = (metric){e->value, (uint32_t)(name + len - e->value), (uint32_t)(name - e->value), 0, 0};
   m->hash = streams_hash(m->wire, m->len) * 0x9E3779B1u;
   return 0;
 }
@@ -336,16 +336,23 @@ STREAMS_INLINE void prepare_put(const streams_batch *b, const streams_event *e, 
 
 /* ---- readings in columns: a source is looked for once a pair of ids, and no value is looked at ---- */
 
-enum { PAIRS_MIN = 1024, PAIRS_EACH = 8 }; /* more pairs than this of ids are not listed: most would not be there */
+enum { PAIRS_MIN = 1024, PAIRS_EACH = 8, METRICS_TRIED = 8 }; /* more pairs than this of ids are not listed: most would not be there */
 
-/* The metric of each item id; NULL: they are not of readings. */
-static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end) {
-  metric *found = streams_scratch(ids_end * sizeof *found);
+/* The metric of each item id, and how many there are (one may be counted twice); NULL: they are not of readings. */
+static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end, uint32_t *metrics) {
+  metric *found = streams_scratch(ids_end * sizeof *found), *latest_ones[METRICS_TRIED];
   uint32_t *firsts = streams_scratch(ids_end * sizeof *firsts), n = streams_first_of_ids(b->item_id[0], ids_end, b->n, firsts);
   for (uint32_t i = 0; i < n; i++) {
     streams_event e;
     streams_event_read(b, firsts[i], &e);
-    if (read_metric(&e, &found[streams_get32(b->item_id[0] + 4 * firsts[i])])) return 0;
+    metric *m = &found[streams_get32(b->item_id[0] + 4 * firsts[i])];
+    if (read_metric(&e, m)) return 0;
+    m->number = *metrics;
+    for (uint32_t k = 0; k < METRICS_TRIED && k < *metrics; k++) {
+      const metric *other = latest_ones[k];
+      if (other->len == m->len && streams_equal(other->wire, m->wire, m->len)) m->number = other->number;
+    }
+    if (m->number == *metrics) latest_ones[(*metrics)++ % METRICS_TRIED] = m;
   }
   return found;
 }
@@ -375,29 +382,31 @@ static void find_targets(const streams_batch *b, const metric *metrics, const ui
   streams_loaded = sum;
 }
 
-/* A number for each pair of ids, by event; below *end. */
-static const uint32_t *number_pairs(const streams_batch *b, uint32_t item_ids, uint32_t *end) {
+/* A number for each pair of key id and metric, by event. */
+static const uint8_t *number_pairs(const streams_batch *b, const metric *metrics, uint32_t n_metrics) {
+  if (n_metrics == 1) return b->key_id;
   uint32_t *pairs = streams_scratch(b->n * sizeof *pairs);
-  for (uint32_t i = 0; i < b->n; i++) pairs[i] = streams_get32(b->key_id + 4 * i) * item_ids + streams_get32(b->item_id[0] + 4 * i);
-  *end = b->key_ids * item_ids;
-  return pairs;
+  for (uint32_t i = 0; i < b->n; i++)
+    pairs[i] = streams_get32(b->key_id + 4 * i) * n_metrics + metrics[streams_get32(b->item_id[0] + 4 * i)].number;
+  return (const uint8_t *)pairs;
 }
 
 static void prepare_columns(const streams_batch *b) {
   columns.targets = 0;
   columns.pairs = 0;
   if (!b->item_id[0] || !b->typed[1] || !b->typed[2] || !streams_all_puts(b)) return;
-  uint32_t most = b->n * PAIRS_EACH + PAIRS_MIN, item_ids = streams_ids_end(b->item_id[0], b->n), end;
-  if (!item_ids || item_ids > (b->key_id ? most / b->key_ids : most)) return;
-  const metric *metrics = metrics_of_items(b, item_ids);
-  if (!metrics) return;
+  uint32_t most = b->n * PAIRS_EACH + PAIRS_MIN, item_ids = streams_ids_end(b->item_id[0], b->n), n_metrics = 0;
+  if (!item_ids || item_ids > most) return;
+  const metric *metrics = metrics_of_items(b, item_ids, &n_metrics);
+  if (!metrics || (b->key_id && n_metrics > most / b->key_ids)) return;
   if (b->key_id) {
-    columns.pairs = number_pairs(b, item_ids, &end);
-    uint32_t *firsts = streams_scratch(end * sizeof *firsts), n = streams_first_of_ids((const uint8_t *)columns.pairs, end, b->n, firsts);
+    uint32_t end = b->key_ids * n_metrics;
+    columns.pairs = number_pairs(b, metrics, n_metrics);
+    uint32_t *firsts = streams_scratch(end * sizeof *firsts), n = streams_first_of_ids(columns.pairs, end, b->n, firsts);
     target *found = streams_scratch(n * sizeof *found);
     find_targets(b, metrics, firsts, n, found);
     columns.targets = streams_scratch(end * sizeof *columns.targets);
-    for (uint32_t i = 0; i < n; i++) columns.targets[columns.pairs[firsts[i]]] = found[i];
+    for (uint32_t i = 0; i < n; i++) columns.targets[streams_get32(columns.pairs + 4 * firsts[i])] = found[i];
     return;
   }
   uint32_t *events = streams_scratch(b->n * sizeof *events);
@@ -466,10 +475,10 @@ STREAMS_INLINE const state *fold_put(const moment *now, streams_row *row, double
 /* The rows of the next events, and what of their states is looked at. */
 static void states_ahead(const target *targets, uint32_t left) {
   uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
-  for (uint32_t i = 0; i < n; i++) sum += targets[i].row ? targets[i].row->known + targets[i].row->first.cap : 0;
+  for (uint32_t i = 0; i < n; i++) sum += targets[i].row ? (uint32_t)targets[i].row->last_hlc + targets[i].row->known + targets[i].row->first.cap : 0;
   for (uint32_t i = 0; i < n; i++) {
     const state *s = targets[i].row ? (const state *)targets[i].row->first.payload.heap : 0;
-    if (targets[i].row && targets[i].row->n_cells && s) sum += (uint32_t)s->time + s->anomalous;
+    if (targets[i].row && targets[i].row->n_cells && s) sum += streams_get32(&s->value) + (uint32_t)s->time + s->anomalous;
   }
   streams_loaded = sum;
 }
@@ -484,7 +493,7 @@ static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
 #pragma clang loop unroll_count(2)
     for (; i < end; i++) {
       if (!columns.pairs && !(i % STREAMS_AHEAD)) states_ahead(columns.targets + i, b->n - i);
-      const target *to = &columns.targets[columns.pairs ? columns.pairs[i] : i];
+      const target *to = &columns.targets[columns.pairs ? streams_get32(columns.pairs + 4 * i) : i];
       double value = streams_get_f64(b->typed[1] + 8 * i);
       int64_t time = (int64_t)streams_get64(b->typed[2] + 8 * i);
       const char *bad = bad_numbers(value, time);

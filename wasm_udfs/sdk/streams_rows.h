@@ -245,7 +245,7 @@ STREAMS_UNUSED static void streams_find_rows(const streams_batch *b, const uint3
 /* The cells of the next rows are loaded, and what their payloads begin with. */
 STREAMS_UNUSED static void streams_cells_ahead(streams_row *const *rows, uint32_t left) {
   uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
-  for (uint32_t i = 0; i < n; i++) sum += rows[i]->known + rows[i]->first.cap;
+  for (uint32_t i = 0; i < n; i++) sum += (uint32_t)rows[i]->last_hlc + rows[i]->known + rows[i]->first.cap;
   for (uint32_t i = 0; i < n; i++) sum += rows[i]->n_cells ? *streams_payload(&rows[i]->first) : 0;
   streams_loaded = sum;
 }
