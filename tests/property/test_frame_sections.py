@@ -37,27 +37,33 @@ KEY_IDS, RUNS, ITEMS = 12, 13, 128
 Made = tuple[dict[bytes, bytes | None], list[tuple[int, bytes, bytes]], list[str]]
 
 
-def a_frame(rng: np.random.Generator, append_ms: int, offset: int, *, tidy: bool) -> Record:
-    """A frame of readings of a few devices; not tidy: any times, metrics, TTLs and encodings."""
-    n = int(rng.choice([1, 3, 30, 200]))
-    keys = [KEYS[i] for i in rng.integers(0, 4 if tidy else len(KEYS), n)]
-    names = [b"t"] if rng.random() < 0.5 else [b"t", b"p"] if tidy else [b"t", b"p", b"", b"m\1", b"long" * 30]
+def a_frame(rng: np.random.Generator, append_ms: int, offset: int, how: str) -> Record:
+    """A frame of readings of a few devices. `even`: as clients write them; `late`: with any times, keys and metrics;
+    `odd`: in any encoding, too.
+    """
+    even, odd = how == "even", how == "odd"
+    n = int(rng.choice([1, 3, 30, 200] if odd else [3, 200, 200, 1_500]))
+    keys = [KEYS[i] for i in rng.integers(0, 4 if even or rng.random() < 0.7 else len(KEYS), n)]
+    names = [b"t"] if rng.random() < 0.5 else [b"t", b"p"] if even else [b"t", b"p", b"", b"long" * 30]
+    if odd and rng.random() < 0.3:
+        names.append(b"m\1")
     metrics = [names[i] for i in rng.integers(0, len(names), n)]
-    values = rng.normal(20, 5, n).round(int(rng.integers(0, 9))) * rng.choice([1, 1, 1, 1, -0.0, 1e-300, 1e280], n)
-    cells = [value.tobytes() for value in values]
-    spread = int(rng.choice([5, 900, 25_000])) if tidy else int(rng.choice([5, 25_000, GRACE_MS + 30_000]))
-    times = (append_ms - rng.integers(0, spread, n)).tolist()
-    if not tidy and rng.random() < 0.1:
+    values = rng.normal(20, 5, n).round(int(rng.integers(0, 9))) * rng.choice([1, 1, 1, 1, 1, -0.0, -1, 1e280], n)
+    spread = int(rng.choice([5, 900, 25_000] if even else [5, 25_000, GRACE_MS - 7_000, GRACE_MS + 30_000]))
+    times = append_ms - rng.integers(0, spread, n)
+    if not even:
+        times -= int(rng.choice([0, 0, GRACE_MS - 3_000, GRACE_MS + 9_000]))
+    if odd and rng.random() < 0.1:
         times[0] = 2**60
-    each = not tidy and rng.random() < 0.2
+    each = odd and rng.random() < 0.2
     ttls = rng.choice([0, 1_000, 60_000], n).tolist() if each else [int(rng.choice([0, 1_000, 60_000]))] * n
 
     def choose(options: Sequence[Any]) -> Any:
-        if tidy:
+        if not odd:
             return "DICTIONARY" if "DICTIONARY" in options else options[-1]
         return options[int(rng.integers(0, len(options)))]
 
-    columns = [("BYTES", metrics), ("DOUBLE", cells), ("LONG", times)]
+    columns = [("BYTES", metrics), ("DOUBLE", [value.tobytes() for value in values]), ("LONG", times.tolist())]
     hlc = (append_ms - int(rng.integers(0, 3))) << 16
     headers: list[tuple[str, bytes | None]] = [("hlc", b"%d" % hlc)]
     if rng.random() < 0.2:
@@ -76,13 +82,13 @@ def between(rng: np.random.Generator, append_ms: int) -> list[Event]:
     return [each for each in made if rng.random() < 0.5]
 
 
-def batches_of(rng: np.random.Generator, *, tidy: bool) -> list[Batch]:
+def batches_of(rng: np.random.Generator, how: str) -> list[Batch]:
     batches, append_ms = [], BASE_MS
     for number in range(8):
         frames = []
         for _ in range(int(rng.integers(1, 5))):
             append_ms += int(rng.choice([0, 1, 700, 4_000]))
-            frames.append(a_frame(rng, append_ms, 1_000 * number + len(frames), tidy=tidy))
+            frames.append(a_frame(rng, append_ms, 1_000 * number + len(frames), how))
         decoded = DECODER.decode([batch_bytes(frames, None)], 0, 1 << 40, CONFIG)
         if decoded.n:
             batches.append(Batch.parse(decoded.batch))
@@ -128,22 +134,24 @@ def cut(rng: np.random.Generator, batch: Batch) -> list[Batch]:
 
 
 @pytest.mark.parametrize("name", list(UDFS))
-@pytest.mark.parametrize("tidy", [True, False])
+@pytest.mark.parametrize("how", ["even", "late", "odd"])
 @pytest.mark.parametrize("seed", range(6))
-def test_frames_fold_as_their_events_do(name: str, tidy: bool, seed: int) -> None:
+def test_frames_fold_as_their_events_do(name: str, how: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     print("seed", seed)
-    batches = batches_of(rng, tidy=tidy)
+    batches = batches_of(rng, how)
     expected = folded(name, [plain(batch) for batch in batches])
     assert folded(name, batches) == expected
     pieces = [piece for batch in batches for piece in (cut(rng, batch) if rng.random() < 0.5 else [batch])]
     assert folded(name, pieces) == expected
-    if tidy:
+    if how == "late" and name == "telemetry":
+        assert expected[1]
+    if how != "odd":
         assert sum({KEY_IDS, RUNS, ITEMS} <= set(batch._sections) for batch in batches) >= 4
 
 
 def test_runs_are_dropped_and_ids_kept_in_a_selection() -> None:
-    batch = next(b for b in batches_of(np.random.default_rng(0), tidy=True) if RUNS in b._sections and b.n > 30)
+    batch = next(b for b in batches_of(np.random.default_rng(0), "even") if RUNS in b._sections and b.n > 30)
     chosen = [batch.n - 1, 0, 7]
     part = batch.select(chosen)
     assert RUNS not in part._sections
@@ -159,7 +167,7 @@ def test_runs_are_dropped_and_ids_kept_in_a_selection() -> None:
 @pytest.mark.parametrize("name", list(UDFS))
 def test_sections_that_do_not_fit_are_refused_or_left_alone(name: str) -> None:
     """Runs out of order, ids far apart: the rows are as without. Too short: the module refuses the batch, no more."""
-    batch = next(b for b in batches_of(np.random.default_rng(1), tidy=True) if RUNS in b._sections and b.n > 30)
+    batch = next(b for b in batches_of(np.random.default_rng(1), "even") if RUNS in b._sections and b.n > 30)
     expected, sections = folded(name, [plain(batch)]), sections_of(batch)
     for starts in ([], [1], [0, 5, 5], [0, batch.n], [0, 2**32 - 1], [5, 0]):
         odd = np.array(starts, "<u4").tobytes()

@@ -157,7 +157,7 @@ static uint32_t *lay_out(pane *p, uint32_t n, int32_t bucket) {
   uint32_t near = close_buckets(index, all, &from), rest = all - near, dense = near > 0;
   if (dense) {
     uint32_t span = (uint32_t)(index[from + near - 1] - index[from]) + 1;
-    rest_cap = rest ? (rest + 4) & ~1u : 0;
+    rest_cap = (rest + rest / 2 + near / 8 + 4) & ~1u; /* so that laying out costs little a bucket, wherever new ones are */
     size = streams_class((span + span / 2) * 4 + rest_cap * 8, &k);
     cap = (size - rest_cap * 8) / 4;
     p->base = index[from] - (int32_t)((cap - span) / 2);
@@ -201,8 +201,8 @@ STREAMS_COLD static uint32_t *add_bucket(segment *s, pane *p, int32_t bucket) {
   if (!p->cap) return lay_out(p, n, bucket);
   if (!p->many.dense) return n == p->cap ? lay_out(p, n, bucket) : insert_bucket((int32_t *)p->many.block, p->many.block + p->cap, n, bucket);
   if (at < p->cap) return p->many.block + at;
-  uint32_t span = bucket < p->base ? (uint32_t)(p->base - bucket) + p->cap : at + 1, rest = rest_n(p);
-  if (span <= DENSE_SPAN * (n - rest) || rest == p->many.rest_cap) return lay_out(p, n, bucket);
+  uint32_t rest = rest_n(p);
+  if (rest == p->many.rest_cap) return lay_out(p, n, bucket);
   p->many.dense++;
   return insert_bucket(rest_index(p), rest_weight(p), rest, bucket);
 }
