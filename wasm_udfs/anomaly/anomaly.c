@@ -358,7 +358,7 @@ static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end, 
 }
 
 /* The targets of n of the events; their slots and sources are loaded ahead, as streams_rows_ahead does with rows. */
-static void find_targets(const streams_batch *b, const metric *metrics, const uint32_t *events, uint32_t n, target *to) {
+STREAMS_APART static void find_targets(const streams_batch *b, const metric *metrics, const uint32_t *events, uint32_t n, target *to) {
   uint32_t hashes[STREAMS_AHEAD], sum = 0;
   const source *ahead[STREAMS_AHEAD];
   for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
@@ -419,7 +419,7 @@ static void prepare_columns(const streams_batch *b) {
 
 static streams_row *purged_row(const streams_event *e) { return streams_find(e->key, e->key_len); }
 
-static void prepare_events(const streams_batch *b) {
+STREAMS_APART static void prepare_events(const streams_batch *b) {
   round_events = streams_scratch(b->n * sizeof *round_events);
   source **by_id = streams_by_key_id(b);
   for (uint32_t i = 0; i < b->n; i++) {
@@ -473,7 +473,7 @@ STREAMS_INLINE const state *fold_put(const moment *now, streams_row *row, double
 }
 
 /* The rows of the next events, and what of their states is looked at. */
-static void states_ahead(const target *targets, uint32_t left) {
+STREAMS_APART static void states_ahead(const target *targets, uint32_t left) {
   uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
   for (uint32_t i = 0; i < n; i++) sum += targets[i].row ? (uint32_t)targets[i].row->last_hlc + targets[i].row->known + targets[i].row->first.cap : 0;
   for (uint32_t i = 0; i < n; i++) {
@@ -484,7 +484,7 @@ static void states_ahead(const target *targets, uint32_t left) {
 }
 
 /* Readings in columns. 0; else a row is not loaded. */
-static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
+STREAMS_APART static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
   for (uint32_t i = 0, run = 0; i < b->n;) {
     uint32_t end = streams_run_end(b, i, &run);
     streams_event e;
@@ -511,7 +511,7 @@ static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
 }
 
 /* 0; else a row is not loaded. */
-static int fold_events(const streams_batch *b, streams_reject_list *rejects) {
+STREAMS_APART static int fold_events(const streams_batch *b, streams_reject_list *rejects) {
   for (uint32_t i = 0; i < b->n; i++) {
     const prepared *at = &round_events[i];
     streams_event e;

@@ -19,6 +19,9 @@
 
 #include "streams_rows.h"
 
+#ifdef STREAMS_LAST_ALONE
+__attribute__((always_inline)) inline /* it is called from several loops */
+#endif
 #ifndef STREAMS_FOLD_ELSEWHERE
 static /* what follows in the same file then is too, and becomes part of the loop that calls it */
 #endif
@@ -123,7 +126,7 @@ STREAMS_INLINE void streams_apply_last(streams_event *e, streams_row *r, uint32_
 typedef struct { uint32_t last, puts; } streams_seen; /* of a row in a run */
 
 /* The run's puts by row. 0; else a row is not loaded. */
-static int streams_fold_puts(const streams_batch *b, uint32_t first, uint32_t end, streams_seen *seen, uint32_t *list) {
+STREAMS_APART static int streams_fold_puts(const streams_batch *b, uint32_t first, uint32_t end, streams_seen *seen, uint32_t *list) {
   uint32_t n = 0;
 #pragma clang loop unroll_count(4)
   for (uint32_t i = first; i < end; i++) {
@@ -144,7 +147,7 @@ static int streams_fold_puts(const streams_batch *b, uint32_t first, uint32_t en
 }
 
 /* Each run by rows, if its puts outlive their acceptance (else each begins anew). 0; else a row is not loaded. */
-static int streams_fold_runs(const streams_batch *b, streams_reject_list *rejects) {
+STREAMS_APART static int streams_fold_runs(const streams_batch *b, streams_reject_list *rejects) {
   uint32_t *list = streams_scratch((b->n + 1) * sizeof *list), size = b->n * sizeof(streams_seen);
   streams_seen *seen = streams_scratch(size);
   __builtin_memset(seen, 0, size);

@@ -10,6 +10,7 @@
 #define STREAMS_EXPORT(name) __attribute__((export_name(name), used))
 #define STREAMS_INLINE static inline __attribute__((always_inline, unused))
 #define STREAMS_COLD __attribute__((noinline, cold))
+#define STREAMS_APART __attribute__((noinline)) /* hot loops in functions of their own: in a large one the engine keeps nothing in registers */
 #define STREAMS_UNUSED __attribute__((unused))
 
 /* ---- unaligned little endian access (wasm is little endian) ---- */

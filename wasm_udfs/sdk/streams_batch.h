@@ -42,7 +42,7 @@ typedef struct {
 } streams_batch;
 
 /* Above all of n ids. */
-STREAMS_UNUSED static uint32_t streams_ids_end(const uint8_t *ids, uint32_t n) {
+STREAMS_APART STREAMS_UNUSED static uint32_t streams_ids_end(const uint8_t *ids, uint32_t n) {
   uint32_t most = 0;
   for (uint32_t i = 0; i < n; i++) {
     uint32_t id = streams_get32(ids + 4 * i);
@@ -103,7 +103,7 @@ static int streams_batch_open(const uint8_t *p, uint32_t len, streams_batch *b) 
 }
 
 /* The events with which each of the ids comes first, in their order; how many. `firsts`: room for one of each id. */
-STREAMS_UNUSED static uint32_t streams_first_of_ids(const uint8_t *ids, uint32_t ids_end, uint32_t n, uint32_t *firsts) {
+STREAMS_APART STREAMS_UNUSED static uint32_t streams_first_of_ids(const uint8_t *ids, uint32_t ids_end, uint32_t n, uint32_t *firsts) {
   uint8_t *seen = streams_scratch(ids_end);
   uint32_t found = 0;
   __builtin_memset(seen, 0, ids_end);

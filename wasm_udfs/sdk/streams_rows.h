@@ -212,7 +212,7 @@ STREAMS_INLINE streams_row *streams_find(const uint8_t *key, uint32_t len) {
 
 /* Many rows in turn are in no cache of the processor, and each look then waits for memory, most of them for the one before.
  * Loads that depend on nothing overlap: so what the next few events will look at is loaded ahead, and only that. */
-enum { STREAMS_AHEAD = 32 };
+enum { STREAMS_AHEAD = 32, STREAMS_ROWS_NEAR = 4096 }; /* fewer rows than this are at hand anyway */
 static volatile uint32_t streams_loaded;
 
 /* The hashes of the keys of n events, at most STREAMS_AHEAD, and their rows loaded. */
@@ -223,14 +223,14 @@ STREAMS_UNUSED static void streams_rows_ahead(const streams_batch *b, const uint
     uint32_t at = streams_key_at(b, events[i]);
     hashes[i] = streams_hash(b->keys + at, streams_get32(b->key_end + 4 * events[i]) - at);
   }
-  if (!streams_slot_cap) return;
+  if (streams_slot_used < STREAMS_ROWS_NEAR) return;
   for (uint32_t i = 0; i < n; i++) rows[i] = streams_slots[hashes[i] & (streams_slot_cap - 1)].row;
   for (uint32_t i = 0; i < n; i++) sum += rows[i] ? rows[i]->hash + rows[i]->first.len + *(const uint8_t *)(rows[i] + 1) : 0;
   streams_loaded = sum;
 }
 
 /* The rows of the keys of n events. */
-STREAMS_UNUSED static void streams_find_rows(const streams_batch *b, const uint32_t *events, uint32_t n, streams_row **rows) {
+STREAMS_APART STREAMS_UNUSED static void streams_find_rows(const streams_batch *b, const uint32_t *events, uint32_t n, streams_row **rows) {
   uint32_t hashes[STREAMS_AHEAD];
   for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
     uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
@@ -243,8 +243,9 @@ STREAMS_UNUSED static void streams_find_rows(const streams_batch *b, const uint3
 }
 
 /* The cells of the next rows are loaded, and what their payloads begin with. */
-STREAMS_UNUSED static void streams_cells_ahead(streams_row *const *rows, uint32_t left) {
+STREAMS_APART STREAMS_UNUSED static void streams_cells_ahead(streams_row *const *rows, uint32_t left) {
   uint32_t n = left < STREAMS_AHEAD ? left : STREAMS_AHEAD, sum = 0;
+  if (streams_slot_used < STREAMS_ROWS_NEAR) return;
   for (uint32_t i = 0; i < n; i++) sum += (uint32_t)rows[i]->last_hlc + rows[i]->known + rows[i]->first.cap;
   for (uint32_t i = 0; i < n; i++) sum += rows[i]->n_cells ? *streams_payload(&rows[i]->first) : 0;
   streams_loaded = sum;

@@ -276,17 +276,17 @@ STREAMS_INLINE double value_of(const readings *r, uint32_t k) { return streams_g
 
 /* Adds readings from the k-th on to the pane of `second`, which has some, as add_reading does, up to one of another second;
  * which that is. What add_reading reads and writes for each is in locals here. */
-STREAMS_INLINE uint32_t add_to_pane(segment *s, uint32_t second, const readings *r, uint32_t k, int64_t *latest) {
+STREAMS_INLINE uint32_t add_to_pane(segment *s, uint32_t second, readings r, uint32_t k, int64_t *latest) {
   pane *p = &s->panes[s->at[second] - 1];
   int64_t from = s->start + 1000 * (int64_t)second, to = *latest;
   uint64_t n = p->count;
   double sum = p->sum, min = p->min, max = p->max, m2 = p->m2;
   int64_t first = p->first, last = p->last;
 #pragma clang loop unroll_count(2)
-  for (; k < r->n; k++) {
-    int64_t time = time_of(r, k), ms = time - from;
+  for (; k < r.n; k++) {
+    int64_t time = time_of(&r, k), ms = time - from;
     if ((uint64_t)ms >= 1000) break;
-    double x = value_of(r, k), count = (double)(int64_t)++n, d;
+    double x = value_of(&r, k), count = (double)(int64_t)++n, d;
     uint32_t *weight = bucket_weight(s, p, bucket_of(x));
     sum += x;
     d = x * count - sum;
@@ -310,21 +310,27 @@ STREAMS_INLINE uint32_t add_to_pane(segment *s, uint32_t second, const readings 
 }
 
 /* As add_reading for each, in order; the latest time among them. */
-STREAMS_INLINE int64_t add_readings(segment *s, const readings *r) {
+STREAMS_INLINE int64_t add_readings(segment *s, readings r) {
   int64_t latest = INT64_MIN;
-  for (uint32_t k = 0; k < r->n;) {
-    int64_t time = time_of(r, k);
+  for (uint32_t k = 0; k < r.n;) {
+    int64_t time = time_of(&r, k);
     uint32_t second = (uint32_t)(time - s->start) * 8389 >> 23;
-    int64_t next = k + 1 < r->n ? time_of(r, k + 1) - s->start - 1000 * (int64_t)second : -1;
+    int64_t next = k + 1 < r.n ? time_of(&r, k + 1) - s->start - 1000 * (int64_t)second : -1;
     if (s->at[second] && (uint64_t)next < 1000) { /* more than one */
       k = add_to_pane(s, second, r, k, &latest);
       continue;
     }
-    add_reading(s, value_of(r, k), time, bucket_of(value_of(r, k)));
+    add_reading(s, value_of(&r, k), time, bucket_of(value_of(&r, k)));
     latest = time > latest ? time : latest;
     k++;
   }
   return latest;
+}
+
+STREAMS_APART static int64_t add_listed(segment *s, const readings *r) { return add_readings(s, *r); }
+
+STREAMS_APART static int64_t add_in_turn(segment *s, const readings *r) {
+  return add_readings(s, (readings){r->values, r->times, 0, r->first, r->n});
 }
 
 /* ---- stored rows ---- */
@@ -859,7 +865,7 @@ STREAMS_INLINE uint32_t moment_of(const streams_event *e) {
 }
 
 /* The puts of the chunk by device, keeping each device's order; or all by the log's order. Asks for their rows. */
-static void plan_puts(const streams_batch *b, chunk *c) {
+STREAMS_APART static void plan_puts(const streams_batch *b, chunk *c) {
   put *puts = plan.puts + c->first;
   uint32_t at = 0, first = c->first, n = c->n, in_order = c->kind == IN_ORDER;
   for (uint32_t g = 0; g < n_groups; g++) {
@@ -882,7 +888,7 @@ static void plan_puts(const streams_batch *b, chunk *c) {
   }
 }
 
-static void prepare_chunk(const streams_batch *b, chunk *c) {
+STREAMS_APART static void prepare_chunk(const streams_batch *b, chunk *c) {
   if (!plan.log) {
     plan.log = streams_scratch(b->n * sizeof *plan.log);
     plan.puts = streams_scratch(b->n * sizeof *plan.puts);
@@ -1020,7 +1026,7 @@ STREAMS_COLD static near_segment *other_near(series *s, const device *d, metric 
 }
 
 /* Groups the events of a run; 0: all have rows. */
-static int group_run(const streams_batch *b, uint32_t first, uint32_t end, int64_t append_ms) {
+STREAMS_APART static int group_run(const streams_batch *b, uint32_t first, uint32_t end, int64_t append_ms) {
   device *found[STREAMS_AHEAD];
 #pragma clang loop unroll_count(2)
   for (uint32_t i = first; i < end; i++) {
@@ -1072,7 +1078,7 @@ static int group_chunk(const streams_batch *b, chunk *c) {
 }
 
 /* What the times of n events lie between; 0: a number is none that is folded. */
-static int scan_numbers(const streams_batch *b, uint32_t first, uint32_t n, int64_t *from, int64_t *to) {
+STREAMS_APART static int scan_numbers(const streams_batch *b, uint32_t first, uint32_t n, int64_t *from, int64_t *to) {
   const uint8_t *values = b->typed[1] + 8 * first, *times = b->typed[2] + 8 * first;
   int64_t least = INT64_MAX, most = INT64_MIN, odd = 0;
   for (uint32_t i = 0; i < n; i++) {
@@ -1190,7 +1196,7 @@ static int fold_other(const streams_batch *b, uint32_t i) {
 }
 
 /* 0; else rows that the chunk needs are not loaded. */
-static int fold_chunk(const streams_batch *b, const chunk *c, streams_reject_list *rejects) {
+STREAMS_APART static int fold_chunk(const streams_batch *b, const chunk *c, streams_reject_list *rejects) {
   put *puts = plan.puts + c->first;
   for (uint32_t i = 0; c->kind == BY_DEVICE && i < c->puts; i++) {
     if (!puts[i].device->known || !puts[i].segment->known) return 1;
@@ -1227,7 +1233,7 @@ STREAMS_INLINE void *touch_all(streams_row *r, const moment *m, uint32_t n) {
 STREAMS_INLINE int64_t add_all(streams_row *r, const moment *m, const readings *some) {
   segment **s = touch_all(r, m, some->n);
   if (!*s) *s = new_segment(segment_number(time_of(some, 0)) * SEGMENT_MS);
-  return add_readings(*s, some);
+  return some->index ? add_listed(*s, some) : add_in_turn(*s, some);
 }
 
 static void fold_group(const group *g, const moment *m, const readings *some) {
@@ -1250,7 +1256,7 @@ STREAMS_INLINE uint32_t run_of(const streams_batch *b, const chunk *c, uint32_t 
 }
 
 /* Rows of the next groups, and what of them is looked at, are loaded. */
-static void groups_ahead(const group *groups, uint32_t left) {
+STREAMS_APART static void groups_ahead(const group *groups, uint32_t left) {
   uint32_t n = left < GROUPS_AHEAD ? left : GROUPS_AHEAD, sum = 0;
   const segment *segments[GROUPS_AHEAD];
   const pane *panes[GROUPS_AHEAD];
@@ -1281,7 +1287,7 @@ static int may_be_late(const chunk *c) {
 }
 
 /* The region's rows: one, or several of one moment, each in the log's order. */
-static void fold_regions(const streams_batch *b, const chunk *c) {
+STREAMS_APART static void fold_regions(const streams_batch *b, const chunk *c) {
   const group *groups = columns.groups + c->group;
   readings some = {b->typed[1], b->typed[2], 0, c->first, 0};
   uint32_t n = 0, end = c->first + c->n, *ends = columns.region_ends, *order = columns.by_region, at = 0;
@@ -1312,7 +1318,7 @@ static void fold_regions(const streams_batch *b, const chunk *c) {
 }
 
 /* One by one, in the log's order. */
-static void fold_columns_in_order(const streams_batch *b, const chunk *c) {
+STREAMS_APART static void fold_columns_in_order(const streams_batch *b, const chunk *c) {
   if (!plan.log) plan.log = streams_scratch(b->n * sizeof *plan.log);
   for (uint32_t i = c->first; i < c->first + c->n; i++) {
     const group *g = &columns.groups[columns.group_at[i]];
@@ -1325,7 +1331,7 @@ static void fold_columns_in_order(const streams_batch *b, const chunk *c) {
 }
 
 /* 0; else rows that the chunk needs are not loaded. */
-static int fold_columns(const streams_batch *b, const chunk *c) {
+STREAMS_APART static int fold_columns(const streams_batch *b, const chunk *c) {
   const group *groups = columns.groups + c->group;
   for (uint32_t g = 0; g < c->n_groups; g++)
     if (!groups[g].region->known) return 1;
