@@ -171,6 +171,7 @@ def test_puts_in_frames_are_the_puts_alone(groups: list[tuple[Group, bool]], dat
     assert events == expected_events
     check_typed(Batch.parse(decoded.batch), events)
     check_key_ids(Batch.parse(decoded.batch), events)
+    check_items_and_runs(Batch.parse(decoded.batch), events)
     check_selection(Batch.parse(decoded.batch), data)
 
 
@@ -192,6 +193,22 @@ def check_key_ids(batch: Batch, events: list[Event]) -> None:
     ids = found[1].view("<u4").tolist()
     assert all(event.part >= 0 for event in events)
     assert len({(ident, event.key) for ident, event in zip(ids, events, strict=True)}) == len(set(ids))
+
+
+def check_items_and_runs(batch: Batch, events: list[Event]) -> None:
+    """Puts of one item id have one metric; events of one run have the same clocks, expiry and operation."""
+    items, runs, times = batch._sections.get(128), batch._sections.get(13), batch.typed_column(2, "<q")
+    if items is not None and times is not None and int.from_bytes(events[0].value[1:5], "big") == 17:
+        sizes = [8 + len(varint(moment)) for moment in times.tolist()]
+        metrics = [event.value[:-size] for event, size in zip(events, sizes, strict=True)]
+        ids = items[1].view("<u4").tolist()
+        assert len(set(zip(ids, metrics, strict=True))) == len(set(ids))
+    if runs is not None:
+        starts = runs[1].view("<u4").tolist()
+        same = [dataclasses.replace(event, key=b"", value=b"", part=0) for event in events]
+        assert all(event.part >= 0 for event in events)
+        assert starts == sorted(set(starts))
+        assert all(i in starts for i in range(batch.n) if not i or same[i] != same[i - 1])
 
 
 def check_selection(batch: Batch, data: st.DataObject) -> None:

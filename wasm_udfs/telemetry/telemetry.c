@@ -927,6 +927,7 @@ STREAMS_APART static void prepare_chunk(const streams_batch *b, chunk *c) {
  * one metric. Whatever else there is goes as other events do. */
 
 enum { RUN_MIN = 64, GROUPS_AHEAD = 16 };
+_Static_assert(GRACE_MS >= SEGMENT_MS, "within a segment nothing is late");
 
 typedef struct { streams_row *device, *segment, *region; uint32_t end; } group; /* end: in `order` */
 
