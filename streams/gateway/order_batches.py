@@ -70,12 +70,10 @@ class Lines:
         """Take good lines, which are numbered from `first` on."""
         if not self.parts:
             self.numbers, self.parts = range(first, first + len(parts)), parts
-        elif isinstance(self.parts, Packed) and isinstance(self.numbers, range) and self.numbers.stop == first:
-            self.numbers, self.parts = range(self.numbers.start, first + len(parts)), self.parts + parts
-        else:
-            numbers, before = self._lists()
-            numbers += range(first, first + len(parts))
-            before += parts.tolist()
+            return
+        numbers, before = self._lists()
+        numbers += range(first, first + len(parts))
+        before += parts.tolist()
 
     def chunks(self) -> Iterator[tuple[Sequence[int], Sequence[bytes]]]:
         """Stretches that are a record of the log each: equal ones of equal lines."""
@@ -123,17 +121,26 @@ def parse_batch(content_type: str, body: bytes) -> Lines:
 
 def _read_arrow(lines: Lines, body: bytes) -> None:
     stream, number = ArrowStream(), 0
+    packed: list[Packed] = []  # of record batches that follow on one another
+
+    def take_packed() -> None:
+        if packed:
+            lines.add_packed(number + 1 - sum(map(len, packed)), Packed.chained(packed))
+            packed.clear()
+
     for piece in stream.feed(body):
         for batch in decode(piece, SLICE_ROWS):
             check_batch(batch)
             columns = order_columns(batch)
             parts = None if columns is None else encode_columns(columns)
             if parts is not None:
-                lines.add_packed(number + 1, parts)
+                packed.append(parts)
             else:
+                take_packed()
                 for index, row in enumerate(batch.to_pylist(), number + 1):
                     lines.add(index, row)
             number += len(batch)
+    take_packed()
     stream.finish()
 
 

@@ -82,7 +82,7 @@ def are_names(texts: Texts) -> bool:
     first, last = int(starts.min()), int((starts + lengths).max())
     if not bool(_IN_NAMES[texts.blob[first:last]].all()):
         return False
-    long = np.flatnonzero(lengths > len(_SUFFIX))
+    long = np.flatnonzero(lengths >= len(_SUFFIX))
     likely = long[texts.blob[(starts + lengths)[long] - len(_SUFFIX)] == _SUFFIX[0]]
     return not any(texts.item(int(each)).endswith(_SUFFIX) for each in likely)
 

@@ -35,13 +35,13 @@ async def in_turn(
     running: deque[asyncio.Task[T]] = deque()
     try:
         for job in jobs:
+            if any(_failed(task) for task in running):
+                break
             placed = asyncio.Event()
             task = asyncio.ensure_future(_of(job, placed))
             running.append(task)
             task.add_done_callback(lambda _, placed=placed: placed.set())  # type: ignore[misc]
             await placed.wait()
-            if task.done() and (task.cancelled() or task.exception() is not None):
-                break
             while len(running) >= ahead or (running and running[0].done()):
                 yield await running.popleft()
         while running:
@@ -50,6 +50,10 @@ async def in_turn(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _failed(task: asyncio.Task[T]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 async def _of(job: Callable[[Callable[[], None]], Awaitable[T]], placed: asyncio.Event) -> T:

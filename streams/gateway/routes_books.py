@@ -214,8 +214,8 @@ class BookRoutes:
         await fresh(trading, call)
         if name not in trading.state.symbols:
             raise _no_symbol(name)
-        found, at, seen = trading.state.trades(name, offset, index, limit)
-        return reply({"symbol": name, "trades": found, "cursor": f"{at}.{seen}", "offset": trading.position - 1})
+        (found, at, seen), following = trading.state.standing(lambda each: each.trades(name, offset, index, limit))
+        return reply({"symbol": name, "trades": found, "cursor": f"{at}.{seen}", "offset": following - 1})
 
     async def subscribe(self, call: Call) -> Reply:
         """Follow a book."""
@@ -286,10 +286,10 @@ class BookRoutes:
         trading = trading_of(self._gateway, call, "read")
         identity = name_of(call.tail(3).decode("utf-8", "replace"), "id")
         await fresh(trading, call)
-        row = trading.state.account(identity)
+        row, following = trading.state.standing(lambda each: each.account(identity))
         if row is None:
             raise NotFound(f"there is no account {identity}", field="id", fix="make it: PUT /v1/accounts/{id}")
-        return reply(_account(identity, row, trading.position - 1))
+        return reply(_account(identity, row, following - 1))
 
 
 def _account(identity: str, row: bytes, offset: int) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 from streams.gateway.auth import authorize
@@ -27,7 +26,7 @@ from streams.gateway.order_pipeline import Placing, in_turn
 from streams.gateway.params import CONSISTENCY, Param
 from streams.gateway.routes_strong import Asked, asked_of, execute_on
 from streams.gateway.trading import Trading
-from streams.model.errors import BadInput, Conflict, StreamsError
+from streams.model.errors import BadInput, Conflict, StreamsError, Unavailable
 from streams.model.keys import validate_key
 from streams.sequencer.commands import command_id
 from streams.sequencer.order_commands import (
@@ -153,23 +152,39 @@ class OrderRoutes:
         lines = await asyncio.to_thread(parse_batch, call.content_type, await call.body())
         asked, batch = asked_of(call), BatchAnswer(trading.state, summary == "summary")
         batch.refuse_lines(lines)
-        chunks = enumerate(lines.chunks())
-        for _, (numbers, parts) in itertools.islice(
-            chunks, 1
-        ):  # says whether the key is good; then the others may follow
-            batch.take(numbers, parts, await _place_chunk(call, trading, asked, 0, parts))
-        taken, rest = itertools.tee(chunks)
-        jobs = (functools.partial(_place_chunk, call, trading, asked, index, parts) for index, (_, parts) in rest)
-        results = in_turn(jobs)
+        chunks, begun = list(lines.chunks()), 0
+        place = functools.partial(_place_chunk, call, trading, asked)
+        while begun < len(chunks):  # until a record is new the key may turn out to be another request's
+            numbers, parts = chunks[begun]
+            try:
+                result = await place(begun, parts)
+            except StreamsError as error:
+                if not begun:
+                    raise
+                raise _stopped(error, asked, batch) from error
+            batch.take(numbers, parts, result)
+            begun += 1
+            if not result.again:
+                break
+        results = in_turn(functools.partial(place, index, chunks[index][1]) for index in range(begun, len(chunks)))
         try:
-            async for result in results:
-                _, (numbers, parts) = next(taken)
+            for numbers, parts in chunks[begun:]:
+                try:
+                    result = await anext(results)
+                except StreamsError as error:
+                    raise _stopped(error, asked, batch) from error
                 batch.take(numbers, parts, result)
-        except StreamsError as error:
-            raise UnknownBatch(error.detail, asked.text, batch.accepted) from error
         finally:
             await results.aclose()
         return reply(batch.body())
+
+
+def _stopped(error: StreamsError, asked: Asked, batch: BatchAnswer) -> StreamsError:
+    """Why a batch ended after its first record: with an outcome that is not known, or with a record that is refused."""
+    if isinstance(error, Unavailable):
+        return UnknownBatch(error.detail, asked.text, batch.accepted)
+    error.extra = {**error.extra, "accepted": batch.accepted}
+    return error
 
 
 def _nothing() -> None:

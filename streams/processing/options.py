@@ -14,7 +14,14 @@ from streams.wasm.caps import DEFAULT_CAPS
 from streams.wasm.engine import Limits
 
 BUILTIN_GROUP = "builtin"
-STORE = StoreOptions(block_cache_bytes=48 << 20, write_buffers_bytes=64 << 20, write_buffer_bytes=16 << 20)
+STORE = StoreOptions(
+    block_cache_bytes=48 << 20,
+    write_buffers_bytes=64 << 20,
+    write_buffer_bytes=16 << 20,
+    memtable_filter=0.02,  # new keys are looked up before they are made
+    compressed_from=2,
+    wal=False,  # the changelog has everything, and is read to its end before a partition is folded
+)
 """A worker reads a row when it first touches its key, and after that has it in memory; nobody else reads here."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from streams.model.errors import Conflict
+from streams.model.errors import Conflict, StreamsError, Unavailable
 from streams.sequencer.log_store import LogStore
 from streams.sequencer.order_commands import (
     ACCOUNT_PREFIX,
@@ -66,6 +66,7 @@ _ROWS_COME_AND_GO: dict[str, Any] = {
 _SET_SYMBOL = bytes([SYMBOL])  # no other kind of command writes a symbol's row
 _KEY = operator.itemgetter(0)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Read = TypeVar("_Read")
 
 
 def _alone(method: _Method) -> _Method:
@@ -136,7 +137,13 @@ class OrdersStore(LogStore):
     @property
     def memory_bytes(self) -> int:
         """What the machine holds."""
-        return self._machine.memory_bytes
+        with self._lock:
+            return self._machine.memory_bytes
+
+    @_alone
+    def standing(self, read: Callable[[OrdersStore], _Read]) -> tuple[_Read, int]:
+        """What `read` finds, and the log's position that it is of."""
+        return read(self), self.next
 
     @_alone
     def reset(self) -> None:
@@ -158,13 +165,16 @@ class OrdersStore(LogStore):
         if commands:
             self._views.clear()
         done = self._machine.apply(commands, self.store.multi_get)
-        swept = self._sweep(len(done.rows)) if done.rows else []
         try:
+            swept = self._sweep(len(done.rows)) if done.rows else []
             # By key, which for those of one key keeps their order: RocksDB takes neighbours in half of the time.
             self.store.apply(sorted([*swept, *done.rows], key=_KEY), None, following)
-        except BaseException:
+        except BaseException as error:
             self._machine.forget()  # it is ahead of what is on disk
-            raise
+            if isinstance(error, StreamsError) or not isinstance(error, Exception):
+                raise
+            # RocksDB's binding raises nothing more precise: as when the disk is full.
+            raise Unavailable(f"the order books cannot be written: {str(error)[:200]}") from error
         if done.rows:
             self.machine_state = decode_orders_state(done.rows[-1][1])  # the machine's own row is the last
             if not self._born_ms:

@@ -43,11 +43,13 @@ class Packed(Sequence[bytes]):
         """All of them together."""
         return self._blob[self.start : int(self.ends[-1])] if len(self) else b""
 
-    def __add__(self, other: Packed) -> Packed:
-        """These, then those."""
-        mine = self.joined()
-        ends = np.concatenate((self.ends - self.start, other.ends - other.start + len(mine)))
-        return Packed(mine + other.joined(), ends)
+    @staticmethod
+    def chained(several: Sequence[Packed]) -> Packed:
+        """All of these, one after the other."""
+        blobs = [each.joined() for each in several]
+        before = np.cumsum([0, *map(len, blobs)])
+        ends = [each.ends - each.start + at for each, at in zip(several, before.tolist(), strict=False)]
+        return Packed(b"".join(blobs), np.concatenate(ends))
 
     def tolist(self) -> list[bytes]:
         """Each of them."""

@@ -22,7 +22,8 @@ class StoreOptions:
     `removals`: a file is compacted at once when of so many rows in turn (first) so many (second) are removals, so that
     what is purged leaves the disk; where rows come and go all the time that must not be few, or each row costs double.
     `compressed_from`: the first level whose blocks are compressed: those above are rewritten most often.
-    `wal`: False where a log has everything anyway: a kill then loses the last units, each whole, and no others.
+    `wal`: False where a log has everything anyway: a kill then loses the last units, each whole, and no others; how
+    many, is bounded by memtables and by `flush_s`.
     `memtable_filter`: the part of a memtable that is a filter of its keys, for who mostly asks for what is not there.
     """
 
@@ -38,6 +39,7 @@ class StoreOptions:
     compressed_from: int = 0
     memtable_filter: float = 0.0
     wal: bool = True
+    flush_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

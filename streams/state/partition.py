@@ -60,7 +60,7 @@ class TablePartition:
         self._no_wal.disable_wal = True
         self._sync = rocksdict.WriteOptions()
         self._sync.sync = True
-        self._unwritten, self._written_s = False, 0.0
+        self._unwritten, self._written_s, self._flushed_s = False, 0.0, time.monotonic()
 
     def _load(self) -> None:
         offset, marker, restoring = self._db.get([_OFFSET, MARKER_KEY, _RESTORING])
@@ -154,6 +154,9 @@ class TablePartition:
         if marker is not None:
             self._marker = marker
         self._offset, self._unwritten, self._written_s = changelog_offset, False, time.monotonic()
+        if not self._options.wal and self._written_s - self._flushed_s >= self._options.flush_s:
+            self._flushed_s = self._written_s
+            self._db.flush(False)
         return len(rows)
 
     def _marker_is_due(self) -> bool:
@@ -214,7 +217,8 @@ class TablePartition:
         """Keep a note about the partition."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         batch[_META + name.encode()] = value.encode()
-        self._write(batch, None)
+        # As rows are: what comes later must not outlive a kill that what came before does not.
+        self._write(batch, None if self._options.wal else self._no_wal)
 
     def count_estimate(self) -> int:
         """About how many rows there are; overwritten rows that are not compacted yet count twice."""

@@ -13,18 +13,20 @@ import os
 import platform
 import re
 import shutil
-import signal
+import subprocess
 import sys
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from streams.model.errors import BadInput
+from streams.model.errors import BadInput, StreamsError, Timeout
 from streams.wasm.languages import run_child, run_zig
 
 COMPONENT_TIMEOUT_S = 600.0
 """componentize-py takes ten seconds of a core, and this much where the machine is busy."""
+HELD_TIMEOUT_S = 120.0
+"""After so long it is tried again without being held."""
 APP = "streams_app"
 _PRELOADED = "steady.so"
 _JUNK = shutil.ignore_patterns("__pycache__", ".*")
@@ -73,8 +75,8 @@ def run_componentize(source: Path, app: dict[str, bytes], scratch: Path) -> Comp
     # -P: the modules here are the guest's. ./: a path from here, since LD_PRELOAD is split at spaces and colons.
     command = [sys.executable, "-P", "-c", _CHILD]
     preloaded = {**environment, "LD_PRELOAD": f"./{_PRELOADED}"} if held else environment
-    done = run_child(command, source, COMPONENT_TIMEOUT_S, scratch, preloaded)
-    if held and done.returncode == -signal.SIGSYS:  # a call while signals were held back, which no handler answers
+    done = _run_held(command, source, scratch, preloaded) if held else None
+    if done is None:
         done = run_child(command, source, COMPONENT_TIMEOUT_S, scratch, environment)
     output = scratch / "module.wasm"
     if done.returncode or not output.is_file():
@@ -82,16 +84,35 @@ def run_componentize(source: Path, app: dict[str, bytes], scratch: Path) -> Comp
     return Component(output.read_bytes(), done.stdout.strip() == "steady 1")
 
 
+def _run_held(
+    command: list[str], source: Path, scratch: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str] | None:
+    """None: being held is what ended it. While the clock stands still a wait has no end, and a system call with signals
+    held back has no answer."""
+    try:
+        done = run_child(command, source, HELD_TIMEOUT_S, scratch, environment)
+    except Timeout:
+        return None
+    return done if done.returncode >= 0 else None
+
+
 def _copy_modules(source: Path, target: Path) -> None:
     """The modules and packages beside a source. Nothing else: the interpreter keeps the names of all that it saw there,
     and what was built, or lies about, is not the same everywhere."""
-    for each in source.iterdir():
-        if each.name.startswith("."):
-            continue
-        if each.suffix == ".py" and each.is_file():
-            shutil.copyfile(each, target / each.name)
-        elif (each / "__init__.py").is_file():
-            shutil.copytree(each, target / each.name, ignore=_JUNK)
+    try:
+        for each in source.iterdir():
+            if each.name.startswith("."):
+                continue
+            if each.suffix == ".py" and each.is_file():
+                shutil.copyfile(each, target / each.name)
+            elif any(each.glob("*.py")):
+                shutil.copytree(each, target / each.name, ignore=_JUNK, ignore_dangling_symlinks=True)
+    except OSError as error:  # shutil's too
+        raise BadInput(
+            f"what lies beside {source.name} cannot be read: {str(error)[:300]}",
+            field="source",
+            fix="keep modules and packages alone beside it",
+        ) from None
 
 
 def _preload(scratch: Path, seed: str) -> bool:
@@ -107,7 +128,7 @@ def _preload(scratch: Path, seed: str) -> bool:
             run_zig(["cc", *target, *flags, "-o", str(compiled), source.name], source, compiled)
             # A command of its own: with -nostdlib there would be no headers.
             run_zig(["cc", *target, "-shared", "-nostdlib", "-o", str(linked), str(compiled)], source, linked)
-        except BadInput:  # a compiler that cannot be used here; the component can be built all the same
+        except StreamsError:  # a compiler that cannot be used here; the component can be built all the same
             return False
     return True
 

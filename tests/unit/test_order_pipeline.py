@@ -110,6 +110,23 @@ async def test_a_failure_is_raised_in_its_turn_and_those_behind_it_are_not_waite
     assert found == [0] and jobs.cancelled == [2, 3]
 
 
+async def test_none_begins_once_one_has_failed_behind_one_that_waits() -> None:
+    jobs, found = Jobs(4), list[int]()
+    jobs.failing[1] = True
+    jobs.may_place[0].set()
+    jobs.may_place[1].set()
+    task = asyncio.create_task(_collect(jobs, found))
+    await _idle()
+    jobs.may_end[1].set()
+    await _idle()
+    jobs.may_place[2].set()
+    await _idle()
+    assert jobs.begun == [0, 1, 2], "the third had begun before"
+    jobs.may_end[0].set()
+    with pytest.raises(Unavailable, match="job 1"):
+        await asyncio.wait_for(task, 5)
+
+
 async def test_whoever_goes_away_leaves_nothing_running() -> None:
     jobs, found = Jobs(3), list[int]()
     jobs.may_place[0].set()
