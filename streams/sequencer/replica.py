@@ -64,7 +64,7 @@ class LogState(Protocol):
 
 
 OnStep = Callable[[Any, int], None]
-"""Told in the step of the event loop that applied: what changed (None: only the time passed), the marker's time."""
+"""Told by the event loop when something was applied: what changed (None: only the time passed), the marker's time."""
 _MARGIN_BYTES = 64 << 10
 
 
