@@ -24,8 +24,8 @@ class SequencerOptions:
     `wait_s` bounds a command or a read. `unreachable_s`: the home region has not answered for so long: writes are then
     refused at once. `barrier`: how a linearizable read finds out how far the log is: `index` asks the partition's
     leader for its end, `append` writes a record; `auto`: `append` when the partition has more than one replica.
-    `batch_commands` and `batch_bytes`: how much is applied in one step, of the loop or of a thread. `results_bytes`: how
-    much of the latest results is kept for those who wait for one.
+    `batch_commands` and `batch_bytes`: how much is applied in one step, of the loop or of a thread. `results_bytes`:
+    how much of the latest results is kept for those who wait for one.
     """
 
     wait_s: float = 5.0
