@@ -171,8 +171,21 @@ STREAMS_APART static int streams_fold_runs(const streams_batch *b, streams_rejec
 }
 #endif
 
+/* The rows of a batch without key ids, which are at hand. */
+STREAMS_APART static void streams_near_rows(const streams_batch *b) {
+#pragma clang loop unroll_count(2)
+  for (uint32_t i = 0, at = 0; i < b->n; i++) {
+    uint32_t end = streams_get32(b->key_end + 4 * i);
+    streams_row *row = streams_find(b->keys + at, end - at);
+    streams_ask(row);
+    streams_round_rows[i] = row;
+    at = end;
+  }
+}
+
 /* The rows of a batch without key ids. */
 static void streams_rows_by_key(const streams_batch *b) {
+  if (streams_slot_used < STREAMS_ROWS_NEAR) { streams_near_rows(b); return; }
   uint32_t *events = streams_scratch(b->n * sizeof *events);
   for (uint32_t i = 0; i < b->n; i++) events[i] = i;
   streams_find_rows(b, events, b->n, streams_round_rows);
@@ -223,6 +236,7 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
   if (!streams_is_prepared(p)) return streams_answer(0, 0, -3);
   streams_row **rows = streams_round_rows;
   streams_reject_list rejects = {0, 0, 0, 0};
+  int far = !b.key_id && streams_slot_used >= STREAMS_ROWS_NEAR;
 #ifdef STREAMS_LAST_ALONE
   if (streams_round_number)
     return streams_fold_runs(&b, &rejects) ? streams_answer(0, 0, -4) : streams_answer_rejects(&rejects);
@@ -231,7 +245,7 @@ STREAMS_EXPORT("streams_fold") streams_desc *streams_fold(const uint8_t *p, uint
   for (uint32_t i = 0; i < b.n; i++) {
     streams_event e;
     streams_event_read(&b, i, &e);
-    if (!b.key_id && !(i % STREAMS_AHEAD)) streams_cells_ahead(rows + i, b.n - i);
+    if (far && !(i % STREAMS_AHEAD)) streams_cells_ahead(rows + i, b.n - i);
     if (!rows[i]->known) return streams_answer(0, 0, -4);
 #ifdef STREAMS_LAST_WINS
     e.is_last = !streams_round_last || streams_round_last[streams_get32(b.key_id + 4 * i)] == i;
