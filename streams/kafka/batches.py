@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c, encode_varint
 
 from streams.model.errors import TooLarge
+
+# Offset, length, leader epoch, magic, CRC; and from where the CRC counts on: attributes, last delta, times, producer.
+_HEAD, _COUNTED = struct.Struct(">qiibI"), struct.Struct(">hiqqqhii")
+HEADER_BYTES = _HEAD.size + _COUNTED.size
+_LENGTH_FROM = 12
+_TRANSACTIONAL = 0x10
 
 #: Header names are text, values bytes or None.
 Headers = Sequence[tuple[str, bytes | None]]
@@ -31,6 +39,53 @@ class Batch:
 
     data: bytes
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Records of one batch, encoded by whoever has them in columns: `parts` one after the other, `count` of them with
+    offset deltas from 0 on and time deltas 0."""
+
+    parts: Sequence[bytes | memoryview]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecords:
+    """Records in batches, each of which fits (its header takes HEADER_BYTES more). At least one."""
+
+    batches: Sequence[EncodedBatch]
+
+    def __len__(self) -> int:
+        return sum(batch.count for batch in self.batches)
+
+
+def encoded_record(delta: int, key: bytes, value: bytes) -> bytes:
+    """One record without headers, `delta` after its batch's first: for the end of an EncodedBatch."""
+    body = bytearray(b"\0\0")
+    for number, data in ((delta, b""), (len(key), key), (len(value), value)):
+        encode_varint(number, body.append)
+        body += data
+    body.append(0)
+    length = bytearray()
+    encode_varint(len(body), length.append)
+    return bytes(length + body)
+
+
+def frame_batches(records: EncodedRecords, state: ProducerState, first_sequence: int, batch_bytes: int) -> list[Batch]:
+    """As `encode_batches`, of records that are encoded."""
+    now_ms = time.time_ns() // 1_000_000
+    batches: list[Batch] = []
+    sequence = first_sequence
+    for each in records.batches:
+        attributes = _TRANSACTIONAL if state.transactional else 0
+        producer = state.producer_id, state.epoch, sequence
+        counted = _COUNTED.pack(attributes, each.count - 1, now_ms, now_ms, *producer, each.count)
+        body = b"".join((counted, *each.parts))
+        head = _HEAD.pack(0, len(body) + _HEAD.size - _LENGTH_FROM, -1, 2, calc_crc32c(body))
+        batches.append(_fitting(head + body, each.count, batch_bytes))
+        sequence = (sequence + each.count) & 0x7FFFFFFF
+    return batches
 
 
 def encode_batches(
@@ -63,7 +118,10 @@ def encode_batches(
 
 
 def _built(builder: DefaultRecordBatchBuilder, count: int, batch_bytes: int) -> Batch:
-    data = bytes(builder.build())
+    return _fitting(bytes(builder.build()), count, batch_bytes)
+
+
+def _fitting(data: bytes, count: int, batch_bytes: int) -> Batch:
     if len(data) > batch_bytes:
         raise TooLarge(f"a record of {len(data)} bytes does not fit a batch of {batch_bytes} bytes", field="value")
     return Batch(data, count)

@@ -17,7 +17,7 @@ from typing import Any
 from aiokafka.errors import InvalidTxnState, KafkaError, for_code
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 
-from streams.kafka.batches import Batch, ProducerState, Record, encode_batches
+from streams.kafka.batches import Batch, EncodedRecords, ProducerState, Record, encode_batches, frame_batches
 from streams.kafka.errors import Fenced, UnknownOutcome, mapped
 from streams.kafka.link import Deadline, Link
 from streams.kafka.partitioner import partitions_for
@@ -56,6 +56,7 @@ class CommitStats:
     waits: int
 
 
+Records = Sequence[Record] | EncodedRecords
 Extra = tuple[str, int | None, Sequence[Record]]
 
 
@@ -81,7 +82,7 @@ class TransactionalWriter:
         self._sequences.clear()
         self._state = ProducerState(answer.producer_id, answer.producer_epoch, True)
 
-    async def commit(self, topic: str, partition: int, records: Sequence[Record], extra: Sequence[Extra] = ()) -> int:
+    async def commit(self, topic: str, partition: int, records: Records, extra: Sequence[Extra] = ()) -> int:
         """Append `records` to a partition, and `extra` to others (partition None: by key), in one transaction.
 
         Returns the offset after the last of `records`; a control batch follows it, so a reader's position passes it.
@@ -107,7 +108,7 @@ class TransactionalWriter:
         self.last_commit = CommitStats(time.perf_counter() - started, sum(counts.values()), size, self._waits)
         return dict(zip(encoded, ends, strict=True))[TP(topic, partition)]
 
-    async def append(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+    async def append(self, topic: str, partition: int, records: Records) -> int:
         """Append an atomic unit of one partition: as one record batch if it fits one, else in a transaction.
 
         Kafka appends a batch wholly or not at all, and its readers get it so; the idempotent producer's sequence keeps
@@ -117,10 +118,10 @@ class TransactionalWriter:
         `commit` does.
         """
         state, started, tp = self._usable(), time.perf_counter(), TP(topic, partition)
-        if sum(len(value) for _, value, _ in records if value) > self._options.batch_bytes:
+        if _is_large(records, self._options.batch_bytes):
             return await self.commit(topic, partition, records)  # without encoding it twice
         plain = ProducerState(state.producer_id, state.epoch, False)
-        batches = encode_batches(records, plain, self._sequences.get(tp, 0), self._options.batch_bytes)
+        batches = _batches(records, plain, self._sequences.get(tp, 0), self._options.batch_bytes)
         if len(batches) != 1 or state.epoch > _PLAIN_EPOCH_MAX:
             return await self.commit(topic, partition, records)
         deadline = Deadline(self._options.timeout_s)
@@ -146,11 +147,13 @@ class TransactionalWriter:
         return UnknownOutcome(f"commit of {self._id}: {error}", fix="restart from the changelog")
 
     async def _encode(
-        self, main: TP, records: Sequence[Record], extra: Sequence[Extra], state: ProducerState, deadline: Deadline
+        self, main: TP, records: Records, extra: Sequence[Extra], state: ProducerState, deadline: Deadline
     ) -> dict[TP, list[Batch]]:
         if not records:
             raise Conflict("a transaction needs at least one record for its changelog")
-        groups: dict[TP, list[Record]] = {main: list(records)}
+        size = self._options.batch_bytes
+        encoded = {main: _batches(records, state, self._sequences.get(main, 0), size)}
+        groups: dict[TP, list[Record]] = {}
         for topic, partition, rows in extra:
             if not rows:
                 continue
@@ -160,8 +163,11 @@ class TransactionalWriter:
             total = await self._link.partition_count(topic, deadline)
             for row, chosen in zip(rows, partitions_for([row[0] or b"" for row in rows], total).tolist(), strict=True):
                 groups.setdefault(TP(topic, chosen), []).append(row)
-        size = self._options.batch_bytes
-        return {tp: encode_batches(rows, state, self._sequences.get(tp, 0), size) for tp, rows in groups.items()}
+        if main in groups:
+            raise Conflict(f"{main.topic}/{main.partition} is the changelog itself: nothing else may write to it")
+        for tp, rows in groups.items():
+            encoded[tp] = encode_batches(rows, state, self._sequences.get(tp, 0), size)
+        return encoded
 
     async def _coordinate(self, request: Any, codes: Any, deadline: Deadline) -> Any:
         while True:
@@ -258,3 +264,16 @@ class TransactionalWriter:
         if isinstance(error, KafkaError):
             raise mapped(error, f"produce to {tp.topic}/{tp.partition}") from error
         raise error
+
+
+def _is_large(records: Records, batch_bytes: int) -> bool:
+    """Whether it is plain that they do not fit one batch."""
+    if isinstance(records, EncodedRecords):
+        return len(records.batches) > 1
+    return sum(len(value) for _, value, _ in records if value) > batch_bytes
+
+
+def _batches(records: Records, state: ProducerState, first_sequence: int, batch_bytes: int) -> list[Batch]:
+    if isinstance(records, EncodedRecords):
+        return frame_batches(records, state, first_sequence, batch_bytes)
+    return encode_batches(records, state, first_sequence, batch_bytes)

@@ -7,11 +7,12 @@ alone is committed at once, a flood is coalesced into few large units.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from streams.model.marker import MARKER_KEY, Marker
+from streams.wasm.row_encoder import EncodedRows
 
 Headers = Sequence[tuple[str, bytes]]
 ChangelogRecord = tuple[bytes, bytes | None, Headers]
@@ -20,6 +21,8 @@ ChangelogRecord = tuple[bytes, bytes | None, Headers]
 SEQ_HEADER = "seq"
 ROW_OBJECTS_BYTES = 250
 """Of a row: two bytes objects' headers, two tuples, a slot of a dictionary and two of lists."""
+PACKED_ROW_BYTES = 100
+"""Of a row that is held encoded: the slot of a dictionary, if one is made, and its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class CommitPolicy:
 
 
 def unit_records(
-    rows: Iterable[tuple[bytes, bytes | None]], marker: Marker
+    rows: Collection[tuple[bytes, bytes | None]], marker: Marker
 ) -> tuple[list[tuple[bytes, bytes | None]], list[ChangelogRecord]]:
     """The rows with `marker.seq` patched in, and the changelog records of the unit: rows first, the marker last."""
     seq_bytes = marker.seq.to_bytes(8, "little")
@@ -196,7 +199,9 @@ def unit_records(
     return stamped, records
 
 
-def row_bytes_of(rows: Sequence[tuple[bytes, bytes | None]]) -> int:
+def row_bytes_of(rows: Collection[tuple[bytes, bytes | None]]) -> int:
     """About what rows take in memory, with the objects and the dictionary's slots that hold them."""
+    if isinstance(rows, EncodedRows):
+        return rows.size_bytes + PACKED_ROW_BYTES * len(rows)
     held = sum(len(row) for _, row in rows if row is not None)
     return held + sum(len(key) for key, _ in rows) + ROW_OBJECTS_BYTES * len(rows)

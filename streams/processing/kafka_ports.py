@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from streams.kafka.admin import Admin
-from streams.kafka.batches import Record
+from streams.kafka.batches import EncodedRecords, Record
 from streams.kafka.changelog_writer import TransactionalWriter
 from streams.kafka.run import TP
 from streams.model.marker import MARKER_KEY
-from streams.processing.commit import ChangelogRecord
-from streams.processing.ports import InputBounds, Output
+from streams.processing.ports import InputBounds, Output, UnitRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +25,18 @@ class ChangelogWriter:
         """Fence every older owner."""
         await self.writer.start()
 
-    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int:
+    async def commit(self, records: UnitRecords, outputs: Sequence[Output]) -> int:
         """One atomic unit: the changelog's records and the outputs. Returns the changelog offset after them.
 
         Without outputs it is all in one partition: one record batch, which is atomic by itself, if it fits one. A claim
         is always a transaction: it ends whatever the predecessor left open before its offset is known.
         """
-        if not outputs and records[-1][0] == MARKER_KEY:
+        if not outputs and (isinstance(records, EncodedRecords) or records[-1][0] == MARKER_KEY):
             return await self.writer.append(self.tp.topic, self.tp.partition, records)
         groups: dict[tuple[str, int | None], list[Record]] = {}
         for out in outputs:
             groups.setdefault((out.topic, out.partition), []).append((out.key, out.value, out.headers))
-        extra = [(topic, partition, records) for (topic, partition), records in groups.items()]
+        extra = [(topic, partition, made) for (topic, partition), made in groups.items()]
         return await self.writer.commit(self.tp.topic, self.tp.partition, records, extra)
 
     async def close(self) -> None:

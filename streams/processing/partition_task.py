@@ -16,10 +16,21 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from streams.model.marker import CLAIM_KEY, Claim, InputPosition, Marker
-from streams.processing.commit import Action, ChangelogRecord, CommitOptions, CommitPolicy, row_bytes_of, unit_records
+from streams.processing.commit import Action, CommitOptions, CommitPolicy, row_bytes_of
 from streams.processing.dead_letter import dead_letter
 from streams.processing.outputs import output_headers, outputs_of
-from streams.processing.ports import Decoded, Made, Output, Rejected, Rows, RunPort, StoppedAt, StorePort, TaskPorts
+from streams.processing.ports import (
+    Decoded,
+    Made,
+    Output,
+    Rejected,
+    Rows,
+    RunPort,
+    StoppedAt,
+    StorePort,
+    TaskPorts,
+    UnitRecords,
+)
 from streams.processing.position import after, start_of
 from streams.processing.run_part import part_of
 from streams.processing.task_stats import TaskStats
@@ -87,7 +98,7 @@ class _Unit:
     """What one commit carries."""
 
     rows: Rows
-    records: Sequence[ChangelogRecord]
+    records: UnitRecords
     outputs: Sequence[Output]
     marker: Marker
     row_bytes: int
@@ -426,7 +437,7 @@ class PartitionTask:
             self.identity.udf_hash,
             self.identity.owner,
         )
-        stamped, records = unit_records(rows, marker)
+        stamped, records = self._ports.encode(rows, marker)
         self.stats.take_s += self._ports.now_s() - began_s
         return _Unit(stamped, records, outputs, marker, row_bytes_of(stamped))
 

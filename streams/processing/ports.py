@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from streams.kafka.batches import EncodedRecords
 from streams.model.clock import wall_ms
 from streams.model.marker import Marker
-from streams.processing.commit import ChangelogRecord, Headers
+from streams.processing.commit import ChangelogRecord, Headers, unit_records
 
-Rows = Sequence[tuple[bytes, bytes | None]]
+Rows = Collection[tuple[bytes, bytes | None]]
 """Rows by key; None: the row is removed."""
+
+UnitRecords = Sequence[ChangelogRecord] | EncodedRecords
+"""A unit's records: its rows, then its marker (or a claim alone)."""
 
 LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 
@@ -183,7 +187,7 @@ class WriterPort(Protocol):
         """Fence every older owner."""
         ...
 
-    async def commit(self, records: Sequence[ChangelogRecord], outputs: Sequence[Output]) -> int:
+    async def commit(self, records: UnitRecords, outputs: Sequence[Output]) -> int:
         """One transaction; returns the changelog offset after it."""
         ...
 
@@ -273,7 +277,8 @@ class ContainmentPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TaskPorts:
-    """Everything a partition's task works with. `blocking` runs folds and store writes off the event loop."""
+    """Everything a partition's task works with. `blocking` runs folds and store writes off the event loop; `encode`
+    makes the records of a unit's rows and marker."""
 
     writer: WriterPort
     changelog: ChangelogPort
@@ -285,3 +290,4 @@ class TaskPorts:
     containment: ContainmentPort | None = None
     now_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = wall_ms
+    encode: Callable[[Rows, Marker], tuple[Rows, UnitRecords]] = unit_records

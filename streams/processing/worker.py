@@ -42,6 +42,7 @@ from streams.processing.table_use import CountedChangelog
 from streams.processing.topics import RECORD_BYTES_MAX, ensure_keyspace_topics, ensure_table_topics
 from streams.processing.udf_ports import DecoderPool, RunDecoder, UdfFold, builtin_fold, check_tables, deployed_fold
 from streams.processing.udf_runs import UdfRun, UdfRuns, UdfUse
+from streams.processing.unit_encoder import UnitEncoder
 from streams.processing.watchdog import LagWatchdog, Verdict
 from streams.wasm.decoder import DecoderConfig
 from streams.wasm.engine import ModuleCache
@@ -81,6 +82,7 @@ class PartitionFactory:
         self.threads = ThreadPoolExecutor(options.threads, thread_name_prefix="fold")
         self.modules = ModuleCache()
         self.decoders = DecoderPool(self.modules)
+        self.encoder = UnitEncoder(self.modules, _WRITER.batch_bytes)
         self.rules = RulesCache(catalog)
         self.udfs = UdfRuns()
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{int(time.time())}"
@@ -133,6 +135,7 @@ class PartitionFactory:
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
             udf.containment,
+            encode=self.encoder,
         )
         return PartitionTask(identity, ports, options.task)
 
@@ -151,6 +154,7 @@ class PartitionFactory:
         """End the threads; all tasks must be released."""
         self.threads.shutdown()
         self.decoders.close()
+        self.encoder.close()
 
 
 class Worker:

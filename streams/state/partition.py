@@ -8,10 +8,9 @@ after any crash the three agree.
 from __future__ import annotations
 
 import itertools
-import operator
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import rocksdict
@@ -23,12 +22,11 @@ from streams.state.cursor import TableCursor
 from streams.state.errors import StoreCorrupt, translate
 from streams.state.options import StoreOptions, rocksdb_options
 
-Rows = Sequence[tuple[bytes, bytes | None]]
+Rows = Collection[tuple[bytes, bytes | None]]
 _FIRST = b"\x01"
 _OFFSET = b"\x00offset"
 _RESTORING = b"\x00restoring"
 _META = b"\x00meta/"
-_KEY = operator.itemgetter(0)
 
 
 def upper_bound(prefix: bytes) -> bytes | None:
@@ -137,10 +135,10 @@ class TablePartition:
             fallback = marker.seq if marker else 0
             rows = self.newer([(key, row, fallback if row is None else seq_of(row)) for key, row in rows])
         batch = rocksdict.WriteBatch(raw_mode=True)
-        if rows and (least := min(rows, key=_KEY)[0]) < _FIRST:
-            raise BadInput(f"{least[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
         put, delete = batch.put, batch.delete  # these are very many
         for key, row in rows:
+            if key < _FIRST:
+                raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
             if row is None:
                 delete(key)
             else:

@@ -21,7 +21,7 @@ _FOLD_EXPORTS: dict[str, int] = {
 }
 FOLD_MARKER, MAP_MARKER = f"streams_abi_v{ABI_VERSION}", f"streams_map_v{ABI_VERSION}"
 MACHINE_MARKER = "streams_machine_v1"
-_MARKERS = (FOLD_MARKER, MAP_MARKER, MACHINE_MARKER, "streams_decoder_v1")
+_MARKERS = (FOLD_MARKER, MAP_MARKER, MACHINE_MARKER, "streams_decoder_v1", "streams_encoder_v1")
 _MACHINE_EXPORTS: dict[str, int] = {
     "streams_alloc": 1,
     "streams_prepare": 2,

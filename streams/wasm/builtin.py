@@ -13,6 +13,7 @@ _PATHS = {
     "max": ("extremum", "max.wasm"),
     "min": ("extremum", "min.wasm"),
     "record_decoder": ("record_decoder", "record_decoder.wasm"),
+    "row_encoder": ("row_encoder", "row_encoder.wasm"),
     "anomaly": ("anomaly", "anomaly.wasm"),
     "order_book": ("order_book", "order_book.wasm"),
     "strong_kv": ("strong_kv", "strong_kv.wasm"),

@@ -29,6 +29,7 @@ from streams.wasm.batch import Array, Batch, Buffer, Event
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_instance import FoldInstance, Output
 from streams.wasm.meter import UdfMeter
+from streams.wasm.packed_rows import PackedRows, PendingRows
 
 LoadRows = Callable[[list[bytes]], Sequence[bytes | None]]
 """Committed rows of keys, in order; None where there is none."""
@@ -144,8 +145,8 @@ class FoldHost:
         self._load_rows: LoadRows | None = None
         self._retained: list[Batch] = []
         self._retained_bytes = 0
-        self._pending: dict[bytes, bytes | None] = {}
-        self._taken: dict[bytes, bytes | None] = {}
+        self._pending = PendingRows()
+        self._taken = PackedRows(())
         self._pending_outputs: list[Output] = []
         self._taken_outputs: list[Output] = []
         self._late: list[LateReject] = []
@@ -201,21 +202,20 @@ class FoldHost:
             rejects = [replace(r, offset=int(offsets[r.index])) for r in rejects]
         return rejects
 
-    def take(self) -> list[tuple[bytes, bytes | None]]:
-        """The rows changed since the last take, to be committed: (key, row), None for a removed row. Rows carry
-        sequence number 0. StreamsError if the rows of the last take were neither committed nor discarded."""
+    def take(self) -> PackedRows:
+        """The rows changed since the last take, to be committed: (key, row) of each key once, None: a removed row. They
+        carry sequence number 0. StreamsError if the rows of the last take were neither committed nor discarded."""
         if self._taken or self._taken_outputs:
             raise StreamsError("the rows of the last take are neither committed nor discarded")
         self._checkpoint()
-        self._taken, self._pending = self._pending, {}
+        overlaps = self._pending.overlaps
+        self._taken, self._pending = self._pending.merged(), PendingRows()
         self._taken_outputs, self._pending_outputs = self._pending_outputs, []
         self._taken_bytes = self.uncommitted_bytes
-        said, self.changed_rows = self.changed_rows, 0
-        if said is not None and not len(self._taken) <= said <= 2 * len(
-            self._taken
-        ):  # a row may be pending and changed
+        said, self.changed_rows, taken = self.changed_rows, 0, len(self._taken)
+        if said is not None and not taken <= said <= (1 + overlaps) * taken:  # a row may be pending, and changed again
             self._says_changed = False
-        return list(self._taken.items())
+        return self._taken
 
     def take_outputs(self) -> list[Output]:
         """The records for output topics that belong to the last take, in the order made: (index of the topic in the
@@ -224,7 +224,7 @@ class FoldHost:
 
     def committed(self) -> None:
         """The rows of the last take are committed: `load_rows` finds them from now on."""
-        self._taken, self._taken_outputs = {}, []
+        self._taken, self._taken_outputs = PackedRows(()), []
         self.uncommitted_bytes -= self._taken_bytes
         self._taken_bytes = 0
         if self.memory_bytes > self._options.cache_bytes and not self._retained:
@@ -234,7 +234,7 @@ class FoldHost:
         """Forgets everything that is not committed, and the cache."""
         self._drop()
         self._retained, self._retained_bytes = [], 0
-        self._pending, self._taken, self._late = {}, {}, []
+        self._pending, self._taken, self._late = PendingRows(), PackedRows(()), []
         self._pending_outputs, self._taken_outputs = [], []
         self.uncommitted_bytes = self._taken_bytes = self.changed_rows = 0
 
@@ -283,7 +283,9 @@ class FoldHost:
         assert self._load_rows is not None
         if not self._pending and not self._taken:
             return self._load_rows(keys)
-        known = {k: layer[k] for layer in (self._taken, self._pending) for k in keys if k in layer}
+        known: dict[bytes, bytes | None] = {}
+        self._taken.find(keys, known)
+        self._pending.find(keys, known)
         unknown = [k for k in keys if k not in known]
         if unknown:
             known.update(zip(unknown, self._load_rows(unknown), strict=True))
@@ -302,8 +304,8 @@ class FoldHost:
             self._keep(rows, outputs)
         self._retained, self._retained_bytes = [], 0
 
-    def _keep(self, rows: list[tuple[bytes, bytes | None]], outputs: list[Output]) -> None:
-        self._pending.update(rows)
+    def _keep(self, rows: PackedRows, outputs: list[Output]) -> None:
+        self._pending.add(rows, apart=self.isolating)
         self._pending_outputs += outputs
 
     def _relieve(self) -> None:
@@ -339,7 +341,7 @@ class FoldHost:
         work: list[Array] = [np.arange(batch.n)]
         cuts = Records(batch)
         until_s, left = time.monotonic() + allowance.seconds, allowance.traps
-        before = (dict(self._pending), list(self._pending_outputs)) if allowance.hold and batch.has_parts else None
+        before = (self._pending.copy(), list(self._pending_outputs)) if allowance.hold and batch.has_parts else None
         while work:
             if self._cancelled.is_set():
                 raise Cancelled("the search for what stops the module was cancelled")
@@ -378,7 +380,7 @@ class FoldHost:
         start: int,
         held: Reject,
         rejects: list[Reject],
-        before: tuple[dict[bytes, bytes | None], list[Output]] | None,
+        before: tuple[PendingRows, list[Output]] | None,
     ) -> list[Reject]:
         """Stop before the record that begins at `start`: what was folded of it is undone by folding again without."""
         kept = [each for each in rejects if each.index < start]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from streams.wasm.batch import Array, Batch, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
 from streams.wasm.guest import open_guest
 from streams.wasm.meter import UdfMeter
+from streams.wasm.packed_rows import PackedRows, RowChunk, slices
 
 REASON_MAX = 300
 OUTPUT_VALUE_BYTES_MAX = 1_000_000
@@ -27,11 +27,6 @@ _CELL_HEADER = 28
 
 def _malformed(what: str) -> UdfTrap:
     return UdfTrap(f"malformed output: {what}", TrapKind.MALFORMED)
-
-
-def _slices(data: bytes, ends: Array, at: int) -> list[bytes]:
-    bounds = [at, *(ends.astype(np.int64) + at).tolist()]
-    return [data[a:b] for a, b in pairwise(bounds)]
 
 
 def _ends(data: bytes, at: int, n: int, what: str) -> Array:
@@ -132,7 +127,7 @@ class FoldInstance:
         if n and at + int(ends[-1]) > len(data):
             raise _malformed("missing keys are cut off")
         _check_keys(data, ends, at)
-        return _slices(data, ends, at)
+        return slices(data, ends, at)
 
     def load(self, keys: Sequence[bytes], rows: Sequence[bytes | None]) -> None:
         """Gives the module the stored rows of `keys`; None where there is none."""
@@ -160,7 +155,7 @@ class FoldInstance:
             return []
         if at + int(ends[-1]) > len(data) or int(indices[-1]) >= self._n or bool((indices[1:] <= indices[:-1]).any()):
             raise _malformed("rejects are out of range")
-        reasons = (r[:REASON_MAX].decode("utf-8", "replace") for r in _slices(data, ends, at))
+        reasons = (r[:REASON_MAX].decode("utf-8", "replace") for r in slices(data, ends, at))
         return list(zip(indices.tolist(), reasons, strict=True))
 
     @property
@@ -168,23 +163,24 @@ class FoldInstance:
         """How many rows the next take would give, by what the module says; None: it does not."""
         return self._guest.call(CHANGED_EXPORT) if self._guest.exports(CHANGED_EXPORT) else None
 
-    def take(self) -> list[tuple[bytes, bytes | None]]:
-        """The rows changed since the last take, in the order they first changed; None is a removed row."""
-        rows: list[tuple[bytes, bytes | None]] = []
+    def take(self) -> PackedRows:
+        """The rows changed since the last take, in the module's order; None is a removed row."""
+        chunks: list[RowChunk] = []
         total = 0
         while True:
             data, status = self._guest.describe(self._guest.call("streams_take"))
-            rows += self._rows(data)
+            if (chunk := self._rows(data)) is not None:
+                chunks.append(chunk)
             total += len(data)
             if status == 0:
-                return rows
+                return PackedRows(chunks)
             if total > self._limits.memory_bytes or len(data) <= 4:
                 raise UdfTrap("changed rows without end", TrapKind.OUTPUT)
 
-    def _rows(self, data: bytes) -> list[tuple[bytes, bytes | None]]:
+    def _rows(self, data: bytes) -> RowChunk | None:
         n = _count(data, 9, len(data), "rows")
         if not n:
-            return []
+            return None
         key_ends, row_ends = _ends(data, 4, n, "key ends"), _ends(data, 4 + 4 * n, n, "row ends")
         present = np.frombuffer(data, np.uint8, n, 4 + 8 * n) != 0
         keys_at = 4 + 9 * n
@@ -196,10 +192,7 @@ class FoldInstance:
         if (longest := int((ends - starts).max())) > self._limits.row_bytes:
             raise UdfTrap(f"a row of {longest} bytes is over the limit of {self._limits.row_bytes}", TrapKind.OUTPUT)
         check_rows(data, starts[present], ends[present], self._merge)
-        if bool(present.all()):
-            return list(zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), strict=True))
-        taken = zip(_slices(data, key_ends, keys_at), _slices(data, row_ends, rows_at), present.tolist(), strict=True)
-        return [(key, row if there else None) for key, row, there in taken]
+        return RowChunk(data, keys_at, key_ends.astype(np.int64), rows_at, row_ends.astype(np.int64), present)
 
     def take_outputs(self) -> list[Output]:
         """The records for output topics made since the last call, in the order made; none from most modules."""
@@ -230,7 +223,7 @@ class FoldInstance:
         _check_keys(data, key_ends, keys_at)
         if int((value_ends - starts_of(value_ends)).max()) > OUTPUT_VALUE_BYTES_MAX:
             raise _malformed(f"the value of an output is over {OUTPUT_VALUE_BYTES_MAX} bytes")
-        keys, values = _slices(data, key_ends, keys_at), _slices(data, value_ends, values_at)
+        keys, values = slices(data, key_ends, keys_at), slices(data, value_ends, values_at)
         return list(zip(topics.tolist(), keys, values, strict=True))
 
     def close(self) -> None:

@@ -25,14 +25,14 @@ _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z")
 MAPS = ("map", "filter", "flat_map")
 """The stateless kinds: events in, puts to other keyspaces out."""
 MACHINE = "machine"
-KINDS = ("fold", *MAPS, "decoder", MACHINE, FUNCTION)
+KINDS = ("fold", *MAPS, "decoder", "encoder", MACHINE, FUNCTION)
 _POLICY = ("on_trap", "trap_limit", "trap_window_s")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A UDF directory's udf.toml. `merges` has one entry per module built; a decoder has none. `outputs`: the topics
-    its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
+    """A UDF directory's udf.toml. `merges` has one entry per module built; decoder and encoder have none. `outputs`:
+    the topics its records go to, by index. `constants`: macros for its C source. Of a fold that is deployed:
     `inputs`, the keyspaces whose events it folds; `table`, what it makes; `ttl_ms`, of rows whose put gives none.
     `policy`: what happens when it traps again and again; `asked`: the limits that it names itself. `function`: what a
     function may do.

@@ -13,7 +13,7 @@
 #include "streams_batch.h"
 
 enum { STREAMS_MERGE_LWW = 1, STREAMS_MERGE_COUNTER = 2, STREAMS_MERGE_MAX = 3, STREAMS_MERGE_MIN = 4, STREAMS_MERGE_OPAQUE = 127 };
-enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20 };
+enum { STREAMS_MAX_CELLS = 16, STREAMS_TAKE_BYTES = 4 << 20, STREAMS_SORT_FROM = 64 };
 #ifndef STREAMS_MERGE
 #error "STREAMS_MERGE is not defined: build with `streams udf build`, or -DSTREAMS_MERGE=STREAMS_MERGE_COUNTER"
 #endif
@@ -462,8 +462,51 @@ STREAMS_EXPORT("streams_load") int32_t streams_load(const uint8_t *p, uint32_t l
 /* Tells the host how large the next commit would be. */
 STREAMS_EXPORT("streams_changed") uint32_t streams_changed(void) { return streams_dirty.n - streams_dirty_at; }
 
+/* Many changed rows are given in about the order of their keys: whoever puts them into an ordered store, the worker and all who
+ * follow its changelog, pays half as much for them then. About: by the eight bytes that follow what all keys begin with. */
+typedef struct { uint64_t key; streams_row *row; } streams_order;
+
+STREAMS_INLINE uint64_t streams_key_order(streams_row *r, uint32_t from) {
+  uint8_t bytes[8] = {0};
+  uint64_t key;
+  uint32_t n = r->key_len - from < 8 ? r->key_len - from : 8;
+  for (uint32_t i = 0; i < n; i++) bytes[i] = streams_row_key(r)[from + i];
+  __builtin_memcpy(&key, bytes, 8);
+  return __builtin_bswap64(key);
+}
+
+STREAMS_APART static void streams_sort_dirty(void) {
+  uint32_t n = streams_dirty.n, same = n ? streams_dirty.rows[0]->key_len : 0;
+  if (n < STREAMS_SORT_FROM) return;
+  for (uint32_t i = 1; i < n; i++) {
+    const uint8_t *a = streams_row_key(streams_dirty.rows[0]), *b = streams_row_key(streams_dirty.rows[i]);
+    uint32_t at = 0;
+    if (streams_dirty.rows[i]->key_len < same) same = streams_dirty.rows[i]->key_len;
+    while (at < same && a[at] == b[at]) at++;
+    same = at;
+  }
+  streams_order *from = streams_malloc(n * sizeof *from), *to = streams_malloc(n * sizeof *to), *swap;
+  uint64_t differ = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    from[i] = (streams_order){streams_key_order(streams_dirty.rows[i], same), streams_dirty.rows[i]};
+    differ |= from[i].key ^ from[0].key;
+  }
+  for (uint32_t shift = 0; shift < 64; shift += 8) { /* a radix sort, from the last byte to the first */
+    if (!(differ >> shift & 0xff)) continue;
+    uint32_t at[256] = {0}, sum = 0;
+    for (uint32_t i = 0; i < n; i++) at[from[i].key >> shift & 0xff]++;
+    for (uint32_t b = 0; b < 256; b++) { uint32_t count = at[b]; at[b] = sum; sum += count; }
+    for (uint32_t i = 0; i < n; i++) to[at[from[i].key >> shift & 0xff]++] = from[i];
+    swap = from; from = to; to = swap;
+  }
+  for (uint32_t i = 0; i < n; i++) streams_dirty.rows[i] = from[i].row;
+  streams_free(from, n * sizeof *from);
+  streams_free(to, n * sizeof *to);
+}
+
 STREAMS_EXPORT("streams_take") streams_desc *streams_take(void) {
   streams_scratch_reset();
+  if (!streams_dirty_at) streams_sort_dirty();
   uint32_t first = streams_dirty_at, last = first, key_bytes = 0, row_bytes = 0;
   while (last < streams_dirty.n && key_bytes + row_bytes < STREAMS_TAKE_BYTES) {
     streams_row *r = streams_dirty.rows[last++];
