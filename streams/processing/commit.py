@@ -31,11 +31,14 @@ class CommitOptions:
 
     `spacing_s`: the least time from one commit's start to the next one's. `caught_up_factor`, `behind_factor`: how many
     times the last commit's duration passes between its end and the next one's start, when the log's end has been
-    reached and when it has not. `behind_linger_s`: the least age of an uncommitted event before a commit while behind.
+    reached and when it has not (or a commit takes longer than `behind_linger_s`). `behind_linger_s`: the least age of
+    an uncommitted event before a commit while behind.
     `age_s`: an uncommitted event never waits longer; but an event that was late already when it was folded may wait for
-    `late_share` of that time, up to `age_max_s`: a backlog of many keys is worked off in few large units, in each of
-    which one row stands for many events. `soft_bytes` of uncommitted input, or changed rows that are expected to take
-    `soft_row_bytes` of memory, are committed at once; at `hard_bytes` and `hard_row_bytes` folding pauses.
+    `late_share` times that time, up to `age_max_s`: a backlog of many keys is worked off in few large units, in each of
+    which one row stands for many events. With a share above 1 an event waits less in all: it is the wait that makes
+    units large enough, and what is late in the log waits there for nothing. `soft_bytes` of uncommitted input, or
+    changed rows that are expected to take `soft_row_bytes` of memory, are committed at once; at `hard_bytes` and
+    `hard_row_bytes` folding pauses.
     `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
     partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
@@ -45,12 +48,12 @@ class CommitOptions:
     behind_factor: float = 4.0
     behind_linger_s: float = 0.1
     age_s: float = 0.5
-    late_share: float = 1.0
+    late_share: float = 4.0
     age_max_s: float = 7.5
     soft_bytes: int = 48 << 20
     hard_bytes: int = 128 << 20
-    soft_row_bytes: int = 48 << 20
-    hard_row_bytes: int = 72 << 20
+    soft_row_bytes: int = 64 << 20
+    hard_row_bytes: int = 96 << 20
     heartbeat_s: float = 0.5
 
 
@@ -171,10 +174,12 @@ class CommitPolicy:
 
     def _due_s(self, oldest_s: float) -> float:
         options, age_s = self.options, self.options.age_s
+        behind_s = options.behind_factor * self.last_duration_s
         if self.caught_up:
-            due = self._ended_s + options.caught_up_factor * self.last_duration_s
+            is_long = self.last_duration_s > options.behind_linger_s
+            due = self._ended_s + (behind_s if is_long else options.caught_up_factor * self.last_duration_s)
         else:
-            due = self._ended_s + options.behind_factor * self.last_duration_s
+            due = self._ended_s + behind_s
             due = max(due, oldest_s + options.behind_linger_s)
             age_s = max(age_s, min(options.late_share * self._late_s, options.age_max_s))
         due = max(due, self._started_s + options.spacing_s)

@@ -51,6 +51,14 @@ def test_back_to_back_commits_leave_room_when_caught_up() -> None:
     assert policy.decide(decision.at_s).action is Action.COMMIT
 
 
+def test_long_commits_are_spaced_as_behind_even_when_caught_up() -> None:
+    policy = CommitPolicy(OPTIONS, 0.0)
+    end = committed(policy, 0.0, 0.2)
+    policy.folded(end, 10, caught_up=True)
+    assert policy.decide(end + 0.79).action is Action.WAIT
+    assert policy.decide(end + 0.81).action is Action.COMMIT
+
+
 def test_behind_commits_are_rare_but_bounded_by_age() -> None:
     policy = CommitPolicy(OPTIONS, 0.0)
     end = committed(policy, 0.0, 0.050)
