@@ -5,9 +5,10 @@ A unit of many keys has a hundred thousand rows: as tuples of bytes they cost mo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class PackedRows(Collection[Row]):
         self.chunks, self.skip = tuple(chunks), skip
         self._length = sum(map(len, chunks)) - (sum(int(each.sum()) for each in skip) if skip is not None else 0)
         self._places: dict[bytes, int] | None = None
-        self._firsts = np.cumsum([0, *map(len, self.chunks)])
+        self._firsts = [0, *accumulate(map(len, self.chunks))]
 
     def __len__(self) -> int:
         return self._length
@@ -102,8 +103,8 @@ class PackedRows(Collection[Row]):
         places = self._places
         for key in keys:
             if (place := places.get(key)) is not None:
-                number = int(np.searchsorted(self._firsts, place, "right")) - 1
-                into[key] = self.chunks[number].row(place - int(self._firsts[number]))
+                number = bisect_right(self._firsts, place) - 1
+                into[key] = self.chunks[number].row(place - self._firsts[number])
 
 
 def pack(rows: Iterable[Row]) -> PackedRows:
