@@ -18,11 +18,12 @@ from typing import Protocol
 from streams.edge.edge_table import EdgeTable
 from streams.edge.options import DecodeValue, EdgeOptions, TableSpec
 from streams.edge.positions import Positions
-from streams.edge.row_facts import RowFacts, facts_of
+from streams.edge.row_facts import RowFacts, facts_of, facts_of_unit
 from streams.model.clock import wall_ms
 from streams.model.errors import NotFound
 from streams.model.marker import Claim, Marker
 from streams.model.token import Token
+from streams.model.unit_rows import UnitRows
 from streams.state.errors import StoreCorrupt
 from streams.state.partition import TablePartition
 from streams.state.store_set import StoreSet
@@ -47,8 +48,8 @@ class ChangelogUnit(Protocol):
         ...
 
     @property
-    def rows(self) -> list[tuple[bytes, bytes | None, int]]:
-        """(key, row or None, sequence number)."""
+    def rows(self) -> UnitRows:
+        """Its rows."""
         ...
 
     @property
@@ -272,13 +273,14 @@ class EdgeTables:
         if unit.marker is None or self._is_old(table, origin, unit, partition.marker()):
             partition.apply([], None, max(unit.next_offset, partition.changelog_offset() or 0))
             return False
-        rows = partition.newer(unit.rows)
+        given = unit.rows
+        facts = facts_of_unit(given)
+        rows = partition.newer(given, facts.one_seq(given.removed))
         partition.apply(rows, unit.marker, unit.next_offset)
-        table.published([key for key, _ in rows])
+        table.published(rows.row_keys)
         self.counts.units += 1
         self.counts.rows += len(rows)
-        if rows and (self._observe is not None or self.on_rows is not None):
-            self._tell(table.spec.name, origin, facts_of(rows))
+        self._tell(table.spec.name, origin, facts if rows.row_keys is given.row_keys else facts_of(rows))
         self.positions.advance(table.spec.name, origin, unit.marker)
         return True
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.edge.purge_rules import PurgeOptions
+from streams.model.clock import NEVER_MS
 
 Longs = NDArray[np.int64]
 
@@ -44,12 +45,14 @@ class Candidates:
         heapq.heappush(self._heap, (at_ms, table, key))
 
     def remember_all(self, at_ms: Longs, table: str, keys: Sequence[bytes], now_ms: int) -> None:
-        """As `remember` for each key. Those beyond the horizon may be very many, and are not kept one by one."""
+        """As `remember` for each key; NEVER_MS is for those not to be remembered. Those beyond the horizon may be very
+        many, and are not kept one by one."""
         horizon_ms = now_ms + self._options.horizon_s * 1000
-        far = np.flatnonzero(at_ms > horizon_ms)
-        if len(far) and table not in self.far and any((table, keys[at]) not in self._due for at in far.tolist()):
+        wanted, near = at_ms != NEVER_MS, at_ms <= horizon_ms
+        far = map(int, np.flatnonzero(wanted & ~near))
+        if table not in self.far and any((table, keys[at]) not in self._due for at in far):
             self.far.add(table)
-        for at in np.flatnonzero(at_ms <= horizon_ms).tolist():
+        for at in np.flatnonzero(wanted & near).tolist():
             self.remember(int(at_ms[at]), table, keys[at], now_ms)
 
     def is_due(self, now_ms: int) -> bool:

@@ -79,9 +79,7 @@ class Purger:
             dead = np.flatnonzero(facts.deleted).tolist()
             self._candidates.remember_all(np.zeros(len(dead), np.int64), table, [facts.keys[at] for at in dead], now_ms)
             return
-        at_ms = all_due_ms(facts)
-        chosen = np.flatnonzero(at_ms != NEVER_MS).tolist()
-        self._candidates.remember_all(at_ms[chosen], table, [facts.keys[at] for at in chosen], now_ms)
+        self._candidates.remember_all(all_due_ms(facts), table, facts.keys, now_ms)
 
     def _now_ms(self) -> int:
         return max((table.now_ms() for table in self._tables.tables.values()), default=0)

@@ -255,12 +255,13 @@ class ChangelogTail:
             if unit.marker is None or (applied is not None and unit.marker.seq <= applied.seq):
                 partition.apply([], None, unit.next_offset)
                 continue
-            rows, size = unit.rows, self._options.slice_rows
-            while len(rows) > size:
-                partition.apply(partition.newer(rows[:size]), None, partition.changelog_offset() or start)
-                rows = rows[size:]
+            first, size = 0, self._options.slice_rows
+            while len(unit.rows) - first > size:
+                part = unit.rows[first : first + size]
+                partition.apply(partition.newer(part), None, partition.changelog_offset() or start)
+                first += size
                 await asyncio.sleep(0)
-            partition.apply(partition.newer(rows), unit.marker, unit.next_offset)
+            partition.apply(partition.newer(unit.rows[first:]), unit.marker, unit.next_offset)
             await asyncio.sleep(0)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatch
 
@@ -14,12 +15,9 @@ from streams.kafka.raw_fetch import FetchOptions, RawConsumer
 from streams.kafka.run import TP, Run
 from streams.model.errors import Timeout
 from streams.model.marker import CLAIM_KEY, MARKER_KEY, Claim, Marker
-
-#: (key, row bytes or None when the row was removed, sequence number of the unit that wrote it)
-Row = tuple[bytes, bytes | None, int]
+from streams.model.unit_rows import SEQ_ENDS, UnitRows
 
 _SPECIAL = (None, MARKER_KEY, CLAIM_KEY)
-_SEQ = struct.Struct("<8xQ")
 _TOMBSTONE_SEQ = struct.Struct("<Q")
 
 
@@ -33,7 +31,7 @@ class Unit:
 
     topic: str
     partition: int
-    rows: list[Row]
+    rows: UnitRows
     marker: Marker | None
     claim: Claim | None
     next_offset: int
@@ -57,28 +55,34 @@ class UnitBuilder:
 
     def __init__(self, tp: TP, buffer_bytes: int) -> None:
         self._tp, self._limit = tp, buffer_bytes
-        self._rows: list[Row] = []
+        self._keys: list[bytes] = []
+        self._rows: list[bytes | None] = []
+        self._removed: dict[int, int] = {}
         self._bytes = 0
         self._first = -1
 
     @property
     def pending_rows(self) -> int:
         """Rows read whose marker has not been read."""
-        return len(self._rows)
+        return len(self._keys)
 
-    def drain(self) -> list[Row]:
+    def drain(self) -> UnitRows:
         """Those rows, given out early; only a restore may use them before their marker."""
-        rows, self._rows, self._bytes = self._rows, [], 0
+        self._bytes = 0
+        return self._take()
+
+    def _take(self) -> UnitRows:
+        rows = UnitRows(self._keys, self._rows, self._removed)
+        self._keys, self._rows, self._removed = [], [], {}
         return rows
 
     def feed(self, run: Run) -> list[Unit]:
         """The Units that this Run completes. Raises ChangelogTooLarge or CorruptLog."""
         units: list[Unit] = []
         for batch in run.batches:
-            for unit in self._batch(batch, run.base):
-                units.append(unit)
+            units.extend(self._batch(batch, run.base))
             self._bytes += len(batch)
-            if not self._rows:
+            if not self._keys:
                 self._bytes = 0
             elif self._bytes > self._limit:
                 raise ChangelogTooLarge(
@@ -89,31 +93,42 @@ class UnitBuilder:
         return units
 
     def _batch(self, batch: bytes, base: int) -> Iterator[Unit]:
-        rows = self._rows
-        for record in DefaultRecordBatch(batch):
-            key, value = record.key, record.value
-            if record.offset < base:
-                continue
-            if (not key or not key[0]) and key in _SPECIAL:  # the first test spares nearly all rows the second
-                yield self._unit(key, value, record.offset)
-                rows = self._rows
-                continue
-            if not rows:
+        records = DefaultRecordBatch(batch)
+        if records.base_offset < base:
+            records = (record for record in records if record.offset >= base)
+        keys, rows = self._keys, self._rows
+        for record in records:
+            key, row = record.key, record.value
+            if not keys:
                 self._first = record.offset
-            try:
-                seq = _SEQ.unpack_from(value)[0] if value is not None else _tombstone_seq(record.headers)
-            except (struct.error, KeyError) as error:
-                raise self._corrupt(record.offset, f"a row without a sequence number: {error}") from None
-            rows.append((key, value, seq))
+            if key and key[0] and row is not None and len(row) >= SEQ_ENDS:  # nearly all
+                keys.append(key)
+                rows.append(row)
+            elif key in _SPECIAL:
+                yield self._unit(key, row, record.offset)
+                keys, rows = self._keys, self._rows
+            else:
+                self._unusual_row(key, row, record)
+
+    def _unusual_row(self, key: bytes, row: bytes | None, record: Any) -> None:
+        """A row that was removed, or what is none."""
+        try:
+            if row is None:
+                self._removed[len(self._keys)] = _tombstone_seq(record.headers)
+            elif len(row) < SEQ_ENDS:
+                raise KeyError(f"it has {len(row)} bytes")
+        except KeyError as error:
+            raise self._corrupt(record.offset, f"a row without a sequence number: {error}") from None
+        self._keys.append(key)
+        self._rows.append(row)
 
     def _unit(self, key: bytes | None, value: bytes | None, offset: int) -> Unit:
         try:
             if key == MARKER_KEY:
-                rows, self._rows = self._rows, []
-                return Unit(*self._tp, rows, Marker.decode(value or b""), None, offset + 1)
+                return Unit(*self._tp, self._take(), Marker.decode(value or b""), None, offset + 1)
             if key == CLAIM_KEY:
-                resume = self._first if self._rows else offset + 1
-                return Unit(*self._tp, [], None, Claim.decode(value or b""), resume)
+                resume = self._first if self._keys else offset + 1
+                return Unit(*self._tp, UnitRows([], [], {}), None, Claim.decode(value or b""), resume)
         except ValueError as error:
             raise self._corrupt(offset, str(error)) from None
         raise self._corrupt(offset, "a record without a key")

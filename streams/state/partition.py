@@ -18,6 +18,7 @@ import rocksdict
 from streams.model.errors import BadInput
 from streams.model.marker import MARKER_KEY, Marker
 from streams.model.row import seq_of
+from streams.model.unit_rows import Row, RowPairs, UnitRows
 from streams.state.cursor import TableCursor
 from streams.state.errors import StoreCorrupt, translate
 from streams.state.options import StoreOptions, rocksdb_options
@@ -160,28 +161,39 @@ class TablePartition:
     def _marker_is_due(self) -> bool:
         return time.monotonic() - self._written_s >= self._options.marker_write_s
 
-    def newer(self, rows: Sequence[tuple[bytes, bytes | None, int]]) -> list[tuple[bytes, bytes | None]]:
-        """Of (key, row, seq): per key the newest, unless what is stored is newer still.
+    def newer(self, rows: Sequence[Row], seq: int | None = None) -> RowPairs:
+        """Of these rows: per key the newest, unless what is stored is newer still. `seq`: that of all, if known.
 
         A row of a later commit than the applied marker's is newer than anything stored, so in a log that never
-        steps back nothing is read.
+        steps back nothing is read, and rows of one commit are not even looked at.
         """
         applied = self._marker.seq if self._marker else 0
-        if rows and rows[0][2] > applied and len({seq for _, _, seq in rows}) == 1:
-            return [(key, row) for key, row, _ in rows]
+        if isinstance(rows, UnitRows):
+            pairs = rows.pairs()
+            if seq is not None and seq > applied:
+                return pairs
+            seqs = list(rows.seqs())
+        else:
+            pairs = RowPairs([key for key, _, _ in rows], [row for _, row, _ in rows])
+            seqs = [number for _, _, number in rows]
+        if seqs and seqs[0] > applied and seqs == sorted(seqs):
+            if seqs[0] == seqs[-1]:
+                return pairs
+            latest = dict(pairs)
+            return RowPairs(list(latest), list(latest.values()))
         best: dict[bytes, tuple[bytes | None, int]] = {}
         doubtful = []
-        for key, row, seq in rows:
+        for (key, row), number in zip(pairs, seqs, strict=True):
             known = best.get(key)
-            if known is None or seq >= known[1]:
-                best[key] = (row, seq)
-                if seq <= applied:
+            if known is None or number >= known[1]:
+                best[key] = (row, number)
+                if number <= applied:
                     doubtful.append(key)
         if doubtful:
             for key, stored in zip(doubtful, self.multi_get(doubtful), strict=True):
                 if stored is not None and key in best and seq_of(stored) > best[key][1]:
                     del best[key]
-        return [(key, row) for key, (row, _) in best.items()]
+        return RowPairs(list(best), [row for row, _ in best.values()])
 
     def begin_restore(self) -> None:
         """From here on `apply` trades durability for speed, until `end_restore`.

@@ -12,6 +12,8 @@ from streams.edge.purger import Purge
 from streams.model.clock import NEVER_MS, pack
 from streams.model.marker import Claim, InputPosition, Marker
 from streams.model.row import Cell, MergeType, Row, counter_payload, counter_sums, encode_row, number_payload
+from streams.model.unit_rows import Row as Row3
+from streams.model.unit_rows import UnitRows
 from streams.state.options import StoreOptions
 
 NOW = 1_700_000_000_000
@@ -21,13 +23,22 @@ SCORE = TableSpec("score", "score", MergeType.COUNTER, 1, ("events.score",))
 KV = TableSpec("kv", "kv", MergeType.LWW, 1, ("events.kv",))
 
 
+def rows_of(rows: Iterable[Row3]) -> UnitRows:
+    """Rows in columns; their sequence numbers are those in them."""
+    given = list(rows)
+    removed = {at: seq for at, (_, row, seq) in enumerate(given) if row is None}
+    found = UnitRows([key for key, _, _ in given], [row for _, row, _ in given], removed)
+    assert list(found) == given
+    return found
+
+
 @dataclass(frozen=True)
 class FakeUnit:
     """Same shape as streams.kafka.changelog_reader.Unit."""
 
     topic: str
     partition: int
-    rows: list[tuple[bytes, bytes | None, int]]
+    rows: UnitRows
     marker: Marker | None
     claim: Claim | None
     next_offset: int
@@ -163,7 +174,9 @@ class Writer:
         self.changed.clear()
         inputs = {f"{self.spec.inputs[0]}/{self.partition}": InputPosition(self.next_input, "id")}
         marker = Marker("commit", self.seq, self.time_ms, inputs)
-        unit = FakeUnit(self.spec.topic(self.origin, region), self.partition, rows, marker, None, self.seq * 100)
+        unit = FakeUnit(
+            self.spec.topic(self.origin, region), self.partition, rows_of(rows), marker, None, self.seq * 100
+        )
         self.units.append(unit)
         return unit
 

@@ -26,7 +26,7 @@ from streams.use_cases.telemetry.answer import AnswerLimits, answer
 from streams.use_cases.telemetry.query import window_query
 from streams.wasm.batch import Event, build
 from streams.wasm.engine import ModuleCache
-from tests.support.edge_units import STORE, Clock, FakeUnit
+from tests.support.edge_units import STORE, Clock, FakeUnit, rows_of
 
 TABLE: FoldTable = next(table for table in fold_tables(BUILTIN) if table.name == "telemetry")
 MODULES = ModuleCache(Path(tempfile.gettempdir()) / "streams-test-wasm")
@@ -100,7 +100,7 @@ class TelemetryTables:
         spec = self.tables.table(TABLE.name).spec
         marker = Marker("commit", seq, self.clock.ms, {f"{spec.inputs[0]}/{number}": InputPosition(seq, "id")})
         stamped = [(key, None if row is None else patch_seq(row, seq), seq) for key, row in rows]
-        unit = FakeUnit(spec.topic(origin, self.here), number, stamped, marker, None, seq * 10)
+        unit = FakeUnit(spec.topic(origin, self.here), number, rows_of(stamped), marker, None, seq * 10)
         assert self.tables.publish_now(unit)
 
     def beat(self) -> None:

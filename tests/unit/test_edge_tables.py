@@ -14,7 +14,7 @@ from streams.model.clock import NEVER_MS
 from streams.model.errors import BadInput, NotFound, Timeout
 from streams.model.marker import Claim, InputPosition, Marker
 from streams.model.token import Input, Token
-from tests.support.edge_units import KV, NOW, SCORE, Clock, FakeUnit, Writer, named_in, store
+from tests.support.edge_units import KV, NOW, SCORE, Clock, FakeUnit, Writer, named_in, rows_of, store
 
 
 def ranks(found: list[object]) -> list[tuple[int, bytes, object]]:
@@ -54,7 +54,7 @@ async def test_an_old_unit_a_claim_and_an_older_row_change_nothing(tmp_path: Pat
     await tables.publish(first)
     await tables.publish(second)
     assert not await tables.publish(first)
-    assert not await tables.publish(FakeUnit("table.score", 0, [], None, Claim("w", NOW), 900))
+    assert not await tables.publish(FakeUnit("table.score", 0, rows_of([]), None, Claim("w", NOW), 900))
     assert tables.attach(ReplicaId("score", "us", 0)).changelog_offset() == 900
     stale = FakeUnit("table.score", 0, first.rows, Marker("commit", 9, NOW, second.marker.inputs), None, 901)  # type: ignore[union-attr]
     assert await tables.publish(stale)
@@ -217,7 +217,7 @@ async def test_a_changelog_begun_anew_and_a_recreated_input_are_visible(tmp_path
     await tables.publish(again.commit(time_ms=NOW + 1))
     assert "begun anew" in tables.problems[-1]
     inputs = {"events.score/0": InputPosition(1, "other")}
-    await tables.publish(FakeUnit("table.score", 0, [], Marker("commit", 7, NOW, inputs), None, 700))
+    await tables.publish(FakeUnit("table.score", 0, rows_of([]), Marker("commit", 7, NOW, inputs), None, 700))
     assert "recreated" in tables.problems[-1]
     await tables.close()
 

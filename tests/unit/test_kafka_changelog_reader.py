@@ -41,7 +41,7 @@ def test_a_unit_over_several_runs() -> None:
 def test_rows_survive_a_claim_and_resuming_does_not_lose_them() -> None:
     builder = UnitBuilder(TOPIC, 1 << 20)
     claimed, done = builder.feed(run_of(0, batch(0, [row(b"a", 7), CLAIM_ROW, row(b"b", 7), MARKER_ROW])))
-    assert (claimed.claim, claimed.marker, claimed.rows, claimed.next_offset) == (CLAIM, None, [], 0)
+    assert (claimed.claim, claimed.marker, list(claimed.rows), claimed.next_offset) == (CLAIM, None, [], 0)
     assert [key for key, *_ in done.rows] == [b"a", b"b"]
     [claimed] = builder.feed(run_of(4, batch(4, [CLAIM_ROW])))
     assert claimed.next_offset == 5
