@@ -237,7 +237,8 @@ def _http(
 
 
 def _growth(options: IngestOptions, say: Say) -> list[Result]:
-    """The same load with more devices, and with smaller frames, each on a region of its own."""
+    """The same load with more devices, and with smaller frames, each on a region of its own. Beside each number of
+    devices the strongest peer, a record a reading; of our four rows by device it keeps one."""
     results: list[Result] = []
     series: dict[tuple[int, int], tuple[float, float, float]] = {}
     for devices, frame in options.growth:
@@ -252,7 +253,9 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
         what = f"{devices:,} devices, frames of {frame:,}"
         say(f"{what}: {ran.per_s:,.0f} readings/s, worker {rss / 1e6:.0f} MB, exact")
         results += [
-            Result(f"{what}: from a cold start, committed", ran.per_s, "readings/s"),
+            Result(
+                f"{what}: from a cold start, committed", ran.per_s, "readings/s", _peer(devices, frame, options, say)
+            ),
             Result(f"{what}: RSS of the worker, most", rss / 1e6, "MB"),
             Result(f"{what}: CPU time of all processes", cpu, "us/reading"),
         ]
@@ -260,6 +263,16 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
         options.plot.write_text(svg(charts(series)))
         say(f"charts: {options.plot}")
     return results
+
+
+def _peer(devices: int, frame: int, options: IngestOptions, say: Say) -> Mapping[str, float]:
+    if EOS_PRODUCING not in options.contenders or frame < max(size for _, size in options.growth):
+        return {}
+    wanted = PeersOptions(options.events, 1, devices, [EOS_PRODUCING])
+    peers = Peers(wanted, Readings(devices, _base_ms()), say)
+    with tempfile.TemporaryDirectory(prefix="streams-bench-") as name:
+        peers.run(range(1), Path(name) / "peers")
+    return peers.speeds
 
 
 def charts(series: Mapping[tuple[int, int], tuple[float, float, float]]) -> list[Chart]:
