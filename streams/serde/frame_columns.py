@@ -18,6 +18,12 @@ DICTIONARY_RATIO_MAX = 64
 
 CONSTANT_BYTES_MAX = 16
 _SAMPLE = 256
+_COUNTED_MAX = 4096
+"""A dictionary of up to so many items more than there are rows is counted item by item."""
+
+_KIND_BYTES = {LONG: b"\0", DOUBLE: b"\2", BOOLEAN: b"\4", BYTES: b"\6", RAW: b"\x08"}
+_ENCODING_BYTES = {"PLAIN": b"\0", "DICTIONARY": b"\2", "OFFSET": b"\4"}
+_SMALL = [bytes([number]) for number in range(128)]
 _GROUPS_MAX = 48
 _FIX = "give a sequence of text or bytes, Items of a buffer, or a Dictionary"
 
@@ -127,13 +133,14 @@ def gather(blob: Array, starts: Array, lengths: Array) -> Array:
     total = int(lengths.sum())
     if not total:
         return np.empty(0, np.uint8)
+    size = int(lengths[0])
+    if size * len(lengths) == total and bool((lengths == size).all()):
+        return _windows(blob, size)[starts].view(np.uint8)
     sizes = np.flatnonzero(np.bincount(lengths)) if int(lengths.max()) < 4096 else np.empty(0, np.int64)
     before = np.cumsum(lengths) - lengths
     if not 0 < len(sizes) <= _GROUPS_MAX or total < 4096:
         return blob[np.repeat(starts - before, lengths) + np.arange(total)]
     out = np.empty(total, np.uint8)
-    if len(sizes) == 1 and int(sizes[0]):
-        return _windows(blob, int(sizes[0]))[starts].view(np.uint8)
     for size in map(int, sizes):
         if size:
             chosen = lengths == size
@@ -159,75 +166,134 @@ def compact(items: Array, scratch: Array) -> tuple[Array, Array]:
 
 def unsigned(values: Array, largest: int) -> Array:
     """`values` in the narrowest unsigned type that holds `largest`."""
-    width = "<u1" if largest < 1 << 8 else "<u2" if largest < 1 << 16 else "<u4" if largest < 1 << 32 else "<u8"
-    return values.astype(width)
+    return values.astype(_narrowest(largest), copy=False)
 
 
-def column(kind: str, encoding: str, **parts: Any) -> dict[str, Any]:
-    """A FrameColumn as Avro's plain value; arrays as their bytes."""
-    made = {"kind": kind, "encoding": encoding, "base": 0, "items": 0, "codes": b"", "lengths": b"", "data": b""}
-    made.update({k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in parts.items()})
-    return made
+def _narrowest(largest: int) -> str:
+    return "<u1" if largest < 1 << 8 else "<u2" if largest < 1 << 16 else "<u4" if largest < 1 << 32 else "<u8"
 
 
-def encode_texts(
-    kind: str, texts: Texts, rows: Array, scratch: Array, *, plain: bool = False, constant: bool = True
-) -> dict[str, Any]:
-    """BYTES or RAW cells of `rows`: plain or by dictionary, whichever is smaller. `plain`: always plain; `constant`:
-    a column of one short item may do without codes.
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A FrameColumn: its parts as arrays, which are copied once, into the frame."""
+
+    kind: str
+    encoding: str
+    base: int = 0
+    items: int = 0
+    codes: Array | bytes = b""
+    lengths: Array | bytes = b""
+    data: Array | bytes = b""
+
+    def write(self, out: list[Any]) -> None:
+        """Append its Avro bytes, piece by piece."""
+        head = long_bytes(self.base) + long_bytes(self.items)
+        out.append(_KIND_BYTES[self.kind] + _ENCODING_BYTES[self.encoding] + head)
+        for part in (self.codes, self.lengths, self.data):
+            size = part.nbytes if isinstance(part, np.ndarray) else len(part)
+            out.append(long_bytes(size))
+            if size:
+                out.append(part)
+
+
+def long_bytes(number: int) -> bytes:
+    """A long as Avro."""
+    left = (number << 1) ^ (number >> 63)
+    if left < 0x80:
+        return _SMALL[left]
+    made = bytearray()
+    while left >= 0x80:
+        made.append(left & 0x7F | 0x80)
+        left >>= 7
+    made.append(left)
+    return bytes(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What some rows have of a text column: their distinct `items` and each row's index among them (None: row i has
+    item i), and how many bytes the rows' texts take when each is written out.
     """
-    items = texts.row_items(rows)
-    lengths = texts.lengths[items]
-    plain_bytes = int(lengths.sum()) + len(rows) * unsigned(lengths[:0], int(lengths.max())).itemsize
-    chosen, codes = compact(items, scratch)
-    codes = unsigned(codes, len(chosen) - 1)
-    sizes = texts.lengths[chosen]
-    small_bytes = int(sizes.sum()) + codes.nbytes + len(chosen) * unsigned(sizes[:0], int(sizes.max())).itemsize
-    if not plain and small_bytes < plain_bytes <= DICTIONARY_RATIO_MAX * small_bytes:
-        lengths, items = sizes, chosen
-        if constant and len(items) == 1 and int(sizes[0]) <= CONSTANT_BYTES_MAX:
-            codes = codes[:0]
-        parts: dict[str, Any] = {"encoding": "DICTIONARY", "codes": codes}
-    else:
-        parts = {"encoding": "PLAIN"}
-    data = gather(texts.blob, texts.starts[items], lengths)
-    parts.update(items=len(items), lengths=unsigned(lengths, int(lengths.max())), data=data)
-    return column(kind, **parts)
+
+    items: Array
+    codes: Array | None
+    texts_bytes: int
 
 
-def encode_longs(values: Array) -> dict[str, Any]:
+def used_by(texts: Texts, rows: Array, scratch: Array) -> Used:
+    """What `rows` have; `scratch`: as of `compact`."""
+    if texts.codes is None:
+        return Used(rows, None, int(texts.lengths.take(rows).sum()))
+    if len(texts.starts) == 1:
+        return Used(np.zeros(1, np.int64), np.zeros(len(rows), np.uint8), int(texts.lengths[0]) * len(rows))
+    items = texts.codes.take(rows)
+    if len(texts.starts) > _COUNTED_MAX + len(rows):
+        chosen, codes = compact(items, scratch)
+        return Used(chosen, unsigned(codes, len(chosen) - 1), int(texts.lengths.take(items).sum()))
+    # Few items: one look at each row, and the rest is work an item.
+    counts = np.bincount(items, minlength=len(texts.starts))
+    chosen = np.flatnonzero(counts)
+    rank = np.empty(len(counts), _narrowest(len(chosen) - 1))
+    rank[chosen] = np.arange(len(chosen))
+    return Used(chosen, rank.take(items), int(counts.dot(texts.lengths)))
+
+
+def encode_texts(kind: str, texts: Texts, used: Used, *, plain: bool = False, constant: bool = True) -> Column:
+    """BYTES or RAW cells of the rows that `used` tells of: plain or by dictionary, whichever is smaller. `plain`: always
+    plain; `constant`: a column of one short item may do without codes.
+    """
+    items, codes = used.items, used.codes
+    lengths = texts.lengths.take(items)
+    largest = int(lengths.max())
+    if codes is not None:
+        width = np.dtype(_narrowest(largest)).itemsize
+        plain_bytes = used.texts_bytes + len(codes) * width
+        small_bytes = int(lengths.sum()) + codes.nbytes + len(items) * width
+        if not plain and small_bytes < plain_bytes <= DICTIONARY_RATIO_MAX * small_bytes:
+            if constant and len(items) == 1 and largest <= CONSTANT_BYTES_MAX:
+                codes = codes[:0]
+            data = gather(texts.blob, texts.starts.take(items), lengths)
+            sizes = unsigned(lengths, largest)
+            return Column(kind, "DICTIONARY", items=len(items), codes=codes, lengths=sizes, data=data)
+        items = items.take(codes)
+        lengths = texts.lengths.take(items)
+    data = gather(texts.blob, texts.starts.take(items), lengths)
+    return Column(kind, "PLAIN", items=len(items), lengths=unsigned(lengths, largest), data=data)
+
+
+def encode_longs(values: Array) -> Column:
     """LONG cells as offsets from the least."""
     low, high = int(values.min()), int(values.max())
     if low == high:
-        return column(LONG, "OFFSET", base=low)
-    offsets = values.astype("<i8").view("<u8") - np.array(low, "<i8").view("<u8")
-    return column(LONG, "OFFSET", base=low, codes=unsigned(offsets, high - low))
+        return Column(LONG, "OFFSET", base=low)
+    offsets = values.astype("<i8", copy=False).view("<u8") - np.array(low, "<i8").view("<u8")
+    return Column(LONG, "OFFSET", base=low, codes=unsigned(offsets, high - low))
 
 
-def encode_doubles(values: Array) -> dict[str, Any]:
+def encode_doubles(values: Array) -> Column:
     """DOUBLE cells, bit for bit: by dictionary when a sample repeats itself and that is smaller."""
-    bits = values.astype("<f8").view("<u8")
+    bits = values.astype("<f8", copy=False).view("<u8")
     step = max(1, len(bits) // _SAMPLE)
-    sample = bits[::step][:_SAMPLE]
-    if len(np.unique(sample)) <= len(sample) // 2:
+    sample = bits[::step][:_SAMPLE].tolist()
+    if len(set(sample)) <= len(sample) // 2:
         uniques, codes = np.unique(bits, return_inverse=True)
         codes = unsigned(codes, len(uniques) - 1)
         if uniques.nbytes + codes.nbytes < bits.nbytes:
-            return column(DOUBLE, "DICTIONARY", items=len(uniques), codes=codes, data=uniques)
-    return column(DOUBLE, "PLAIN", items=len(bits), data=bits)
+            return Column(DOUBLE, "DICTIONARY", items=len(uniques), codes=codes, data=uniques)
+    return Column(DOUBLE, "PLAIN", items=len(bits), data=np.ascontiguousarray(bits))
 
 
-def encode_plain(kind: str, values: Array) -> dict[str, Any]:
+def encode_plain(kind: str, values: Array) -> Column:
     """Numeric cells as they are (in their little-endian type)."""
-    return column(kind, "PLAIN", items=len(values), data=np.ascontiguousarray(values))
+    return Column(kind, "PLAIN", items=len(values), data=np.ascontiguousarray(values))
 
 
-def encode_booleans(values: Array) -> dict[str, Any]:
+def encode_booleans(values: Array) -> Column:
     """BOOLEAN cells."""
-    return encode_plain(BOOLEAN, values.astype("u1"))
+    return encode_plain(BOOLEAN, values.astype("u1", copy=False))
 
 
-NUMERIC: dict[str, Callable[[Array], dict[str, Any]]] = {
+NUMERIC: dict[str, Callable[[Array], Column]] = {
     LONG: encode_longs,
     DOUBLE: encode_doubles,
     BOOLEAN: encode_booleans,

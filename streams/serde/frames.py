@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streams.model.errors import BadInput
 from streams.model.ttl import TTL_MS_MAX, TTL_MS_MIN
-from streams.serde.codec import PREFIX_BYTES, encode
+from streams.serde.codec import PREFIX_BYTES
 from streams.serde.frame_columns import (
     BOOLEAN,
     BYTES,
@@ -24,10 +24,14 @@ from streams.serde.frame_columns import (
     Columns,
     Raw,
     Texts,
+    Used,
     encode_longs,
     encode_plain,
     encode_texts,
+    long_bytes,
     texts_of,
+    unsigned,
+    used_by,
 )
 from streams.serde.schemas import FRAME, AvroSchema, load_builtin
 
@@ -46,6 +50,11 @@ _KINDS = {"long": LONG, "int": LONG, "double": DOUBLE, "boolean": BOOLEAN, "stri
 _DTYPES = {LONG: "iu", DOUBLE: "fiu", BOOLEAN: "b"}
 _TYPES = {LONG: "<i8", DOUBLE: "<f8", BOOLEAN: "u1"}
 _PREFIX = struct.Struct(">BI")
+_PARTITIONS_LOOKED_FOR = 16
+"""With no more, looking for each one's rows is several times as fast as sorting the rows."""
+
+_TTL_NONE, _TTL_ALL, _TTL_EACH, _END = b"\0", b"\2", b"\4", b"\0"
+"""The branches of `ttl_ms`, and the end of `values`, as Avro writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +87,32 @@ def encode_frames(
     keys = table.keys
     blob = np.concatenate((keys.blob, np.zeros(4, np.uint8)))
     ids = partition(blob, keys.starts, keys.lengths)
-    by_row = ids if keys.codes is None else ids[keys.codes]
-    order = np.argsort(by_row.astype(np.uint16) if int(ids.max()) < 1 << 16 else by_row, kind="stable")
-    counts = np.bincount(by_row)
-    frames, at = [], 0
-    for number in np.flatnonzero(counts).tolist():
-        rows = order[at : at + int(counts[number])]
-        at += len(rows)
+    frames = []
+    for number, rows in _by_partition(ids, keys.codes):
         for first in range(0, len(rows), max_puts):
             chunk = rows[first : first + max_puts]
             frames += [Frame(number, held, value) for held, value in table.cut(chunk, max_bytes)]
     return frames
+
+
+def _by_partition(ids: Array, codes: Array | None) -> Iterator[tuple[int, Array]]:
+    """Each partition that rows go to, with these rows in order. `ids`: of each key; `codes`: each row's key, or None."""
+    rows = len(ids) if codes is None else len(codes)
+    numbers = np.flatnonzero(np.bincount(ids)).tolist()
+    if len(numbers) == 1:
+        yield numbers[0], np.arange(rows)
+        return
+    narrow = unsigned(ids, numbers[-1])
+    by_row = narrow if codes is None else narrow.take(codes)
+    if len(numbers) <= _PARTITIONS_LOOKED_FOR:
+        found = ((number, np.flatnonzero(by_row == number)) for number in numbers)
+        yield from ((number, rows) for number, rows in found if len(rows))
+        return
+    order, at = np.argsort(by_row, kind="stable"), 0
+    for number, count in enumerate(np.bincount(by_row).tolist()):
+        if count:
+            yield number, order[at : at + count]
+            at += count
 
 
 class _Table:
@@ -97,8 +121,7 @@ class _Table:
     def __init__(self, columns: Columns, schema: AvroSchema) -> None:
         self.keys = texts_of(columns.keys, "keys")
         self.count = len(self.keys)
-        self._schema = schema
-        self._frame = load_builtin()[FRAME]
+        self._head = _PREFIX.pack(0, load_builtin()[FRAME].id) + long_bytes(schema.id)
         self._values = list(_value_columns(columns.value, schema))
         if len(self._values) > FRAME_COLUMNS_MAX:
             raise BadInput(f"over {FRAME_COLUMNS_MAX} value columns", field="value", fix="give Raw bodies")
@@ -113,8 +136,9 @@ class _Table:
 
     def cut(self, rows: Array, max_bytes: int) -> Iterator[tuple[Array, bytes]]:
         """Frames of `rows`, halved until they fit."""
-        expanded = sum(int(each.lengths[each.row_items(rows)].sum()) for each in self._texts)
-        value = self._encode(rows) if expanded <= EXPANDED_BYTES or len(rows) == 1 else None
+        used = [used_by(each, rows, self._scratch) for each in self._texts]
+        expanded = sum(each.texts_bytes for each in used)
+        value = self._encode(rows, used) if expanded <= EXPANDED_BYTES or len(rows) == 1 else None
         if value is not None and (len(value) <= max_bytes or len(rows) == 1):
             yield rows, value
             return
@@ -122,28 +146,32 @@ class _Table:
         yield from self.cut(rows[:half], max_bytes)
         yield from self.cut(rows[half:], max_bytes)
 
-    def _encode(self, rows: Array, *, plain: bool = False) -> bytes:
+    def _encode(self, rows: Array, used: list[Used], *, plain: bool = False) -> bytes:
         ttl = self._ttl
-        frame = {
-            "schema_id": self._schema.id,
-            "count": len(rows),
-            "keys": encode_texts(BYTES, self.keys, rows, self._scratch, plain=plain, constant=False),
-            "ttl_ms": ("streams.FrameColumn", encode_longs(ttl[rows])) if isinstance(ttl, np.ndarray) else ttl,
-            "values": [self._column(kind, cells, rows, plain) for _, kind, cells in self._values],
-        }
-        value = encode(self._frame, frame)
-        if not plain and self._expanded_bytes_max(rows) > FRAME_EXPANSION_MAX * len(value):
-            return self._encode(rows, plain=True)
+        out: list[Any] = [self._head, long_bytes(len(rows))]
+        encode_texts(BYTES, self.keys, used[0], plain=plain, constant=False).write(out)
+        if isinstance(ttl, np.ndarray):
+            out.append(_TTL_EACH)
+            encode_longs(ttl.take(rows)).write(out)
+        else:
+            out.append(_TTL_NONE if ttl is None else _TTL_ALL + long_bytes(ttl))
+        left = iter(used[1:])
+        if self._values:
+            out.append(long_bytes(len(self._values)))
+        for _, kind, cells in self._values:
+            if isinstance(cells, Texts):
+                made = encode_texts(kind, cells, next(left), plain=plain)
+            else:
+                taken = cells.take(rows)
+                made = encode_plain(kind, taken) if plain else NUMERIC[kind](taken)
+            made.write(out)
+        out.append(_END)
+        value = b"".join(out)
+        texts = sum(each.texts_bytes for each in used)
+        expanded_bytes_max = texts + len(rows) * (PREFIX_BYTES + 10 * len(self._values))
+        if not plain and expanded_bytes_max > FRAME_EXPANSION_MAX * len(value):
+            return self._encode(rows, used, plain=True)
         return value
-
-    def _column(self, kind: str, cells: Array | Texts, rows: Array, plain: bool) -> dict[str, Any]:
-        if isinstance(cells, Texts):
-            return encode_texts(kind, cells, rows, self._scratch, plain=plain)
-        return encode_plain(kind, cells[rows]) if plain else NUMERIC[kind](cells[rows])
-
-    def _expanded_bytes_max(self, rows: Array) -> int:
-        texts = sum(int(each.lengths[each.row_items(rows)].sum()) for each in self._texts)
-        return texts + len(rows) * (PREFIX_BYTES + 10 * len(self._values))
 
 
 def _value_columns(value: Mapping[str, Any] | Raw, schema: AvroSchema) -> Iterator[tuple[str, str, Array | Texts]]:
