@@ -141,7 +141,7 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, MachineCalls, UdfVersi
         from streams.tabular.tables import batches_of
 
         ttl_ms = None if ttl is None else parse_ttl_ms(ttl)
-        batches = batches_of(keyspace, table, ttl_ms)
+        batches = batches_of(keyspace, table, ttl_ms, bare=self._bootstrap_servers is not None)
         if batches is None:
             return await self._put_lines(lines_of(keyspace, table, ttl))
         if self._bootstrap_servers is None:
@@ -182,9 +182,10 @@ class AsyncClient(StrongCalls, TradingCalls, InvokeCalls, MachineCalls, UdfVersi
         return await self.put_raw(await asyncio.to_thread(encoded, batch), "application/vnd.apache.arrow.stream")
 
     async def _append_slice(self, sender: KafkaSender, batch: Any, frame_puts: int | None) -> BatchReceipt:
-        from streams.tabular.rows import ArrowRows
+        from streams.tabular.tables import rows_of
 
-        ready = await asyncio.to_thread(lambda: sender.prepare(ArrowRows(batch), frame_puts=frame_puts))
+        name = sender.keyspace.name
+        ready = await asyncio.to_thread(lambda: sender.prepare(rows_of(name, batch), frame_puts=frame_puts))
         token = await sender.send(ready.frames)
         self.observe(token)
         listed = tuple(Rejected(each.line, each.reason) for each in ready.rejections[:REJECTED_MAX])

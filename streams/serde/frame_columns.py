@@ -239,8 +239,8 @@ def used_by(texts: Texts, rows: Array, scratch: Array) -> Used:
 
 
 def encode_texts(kind: str, texts: Texts, used: Used, *, plain: bool = False, constant: bool = True) -> Column:
-    """BYTES or RAW cells of the rows that `used` tells of: plain or by dictionary, whichever is smaller. `plain`: always
-    plain; `constant`: a column of one short item may do without codes.
+    """BYTES or RAW cells of the rows that `used` tells of: plain or by dictionary, whichever is smaller. `plain`:
+    always plain; `constant`: a column of one short item may do without codes.
     """
     items, codes = used.items, used.codes
     lengths = texts.lengths.take(items)

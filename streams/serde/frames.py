@@ -96,7 +96,7 @@ def encode_frames(
 
 
 def _by_partition(ids: Array, codes: Array | None) -> Iterator[tuple[int, Array]]:
-    """Each partition that rows go to, with these rows in order. `ids`: of each key; `codes`: each row's key, or None."""
+    """Each partition that rows go to, with these rows in order. `ids`: of each key; `codes`: each row's key."""
     rows = len(ids) if codes is None else len(codes)
     numbers = np.flatnonzero(np.bincount(ids)).tolist()
     if len(numbers) == 1:

@@ -20,7 +20,7 @@ from streams.serde import PREFIX_BYTES, AvroSchema, decode_body, to_avro
 from streams.serde.frame_columns import Array, Columns, Raw
 from streams.serde.puts import ADD_MAX, AHEAD_MS_MAX, METRIC_BYTES_MAX, TIME_MS_MAX
 from streams.tabular.rows import Rows
-from streams.tabular.texts import flat, items_of
+from streams.tabular.texts import by_row, decoded, flat, is_coded, items_of, words_of
 
 REASON_CHARACTERS = 300
 VALUE_BYTES_MAX = 16 << 20
@@ -38,7 +38,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The puts of one keyspace, in order. `numbers`: each one's place in the input; `keys`: Arrow text, for looking."""
+    """The puts of one keyspace, in order. `numbers`: each one's place in the input; `keys`: Arrow text, maybe coded."""
 
     columns: Columns
     numbers: Array
@@ -51,6 +51,9 @@ class Judged:
 
 def with_keyspace(keys: Any, keyspace: str) -> Any:
     """Keys with the keyspace put before those that do not have it."""
+    if is_coded(keys):
+        words = with_keyspace(keys.dictionary, keyspace)
+        return pa.DictionaryArray.from_arrays(keys.indices, words, safe=False)
     prefix = f"{keyspace}:"
     keys = flat(keys)
     have = pc.starts_with(keys, prefix)
@@ -65,7 +68,7 @@ def by_keyspace(rows: Rows) -> Iterator[tuple[str, Rows]]:
     """The rows split by what their keys name, in order of first appearance; '' for keys that name nothing."""
     first = rows.keys[0].as_py()
     name = _named(first)
-    if name and pc.all(pc.starts_with(rows.keys, f"{name}:"), skip_nulls=False).as_py():
+    if name and _all_of(rows.keys, f"{name}:"):
         yield name, rows
         return
     groups: dict[str, list[int]] = {}
@@ -73,6 +76,13 @@ def by_keyspace(rows: Rows) -> Iterator[tuple[str, Rows]]:
         groups.setdefault(_named(key), []).append(index)
     for name, found in groups.items():
         yield name, rows.taken(np.array(found))
+
+
+def _all_of(keys: Any, prefix: str) -> bool:
+    have = pc.starts_with(words_of(keys), prefix)
+    if pc.all(have, skip_nulls=False).as_py():
+        return True
+    return is_coded(keys) and bool(by_row(keys, have.to_numpy(zero_copy_only=False)).all())
 
 
 def _named(key: str | None) -> str:
@@ -133,10 +143,12 @@ def judge(
 
 
 def _wrong_keys(keys: Any, keyspace: Keyspace) -> dict[int, BadInput]:
-    lengths = pc.fill_null(pc.binary_length(keys), 0).to_numpy(zero_copy_only=False)
-    odd = np.flatnonzero((lengths > KEY_BYTES_MAX) | (lengths <= len(keyspace.name) + 1))
+    lengths = pc.fill_null(pc.binary_length(words_of(keys)), 0).to_numpy(zero_copy_only=False)
+    odd = (lengths > KEY_BYTES_MAX) | (lengths <= len(keyspace.name) + 1)
     wrong: dict[int, BadInput] = {}
-    for row in odd.tolist():
+    if not odd.any():
+        return wrong
+    for row in np.flatnonzero(by_row(keys, odd)).tolist():
         error = _key_error(keys[row].as_py())
         if error is not None:
             wrong[row] = error
@@ -194,8 +206,9 @@ class _Values:
             return self._rows.booleans(name)
         found, right = self._rows.texts(name)
         if self._keyspace.schema == "streams.Reading":
-            lengths = pc.binary_length(found).to_numpy(zero_copy_only=False)
-            right = right & (lengths > 0) & (lengths <= METRIC_BYTES_MAX)
+            lengths = pc.binary_length(words_of(found)).to_numpy(zero_copy_only=False)
+            fit = (lengths > 0) & (lengths <= METRIC_BYTES_MAX)
+            right = right if fit.all() else right & by_row(found, fit)
         return found, right
 
     def _exact(self, rows: Array) -> Iterator[tuple[int, bytes]]:
@@ -225,6 +238,7 @@ class _Values:
         for name, column in cells.items():
             exact = [record[name] for _, record in found]
             if isinstance(column, pa.Array):
+                column = decoded(column)
                 mask = np.zeros(self._count, bool)
                 mask[at] = True
                 cells[name] = pc.replace_with_mask(column, pa.array(mask), pa.array(exact, column.type))

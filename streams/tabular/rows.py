@@ -17,8 +17,8 @@ from streams.model.errors import BadInput
 from streams.model.ttl import parse_ttl_ms
 from streams.serde import parse_json
 from streams.serde.frame_columns import Array
-from streams.tabular.ipc import check_batch
-from streams.tabular.texts import flat
+from streams.tabular.ipc import checked_columns
+from streams.tabular.texts import decoded, flat, is_coded, is_text
 
 Cells = tuple[Any, Array]
 """Cells of a column, and which of them are right. Wrong ones hold anything."""
@@ -32,7 +32,7 @@ _WORD = r"^(true|false|null)\s*$"
 
 
 class Rows(Protocol):
-    """Rows in columns. `numbers`: each row's place in the input, from 1; `keys`: Arrow text, null for none."""
+    """Rows in columns. `numbers`: each row's place in the input, from 1; `keys`: Arrow text, coded or null for none."""
 
     numbers: Array
     keys: Any
@@ -50,7 +50,7 @@ class Rows(Protocol):
         ...
 
     def texts(self, name: str) -> Cells:
-        """A column as Arrow text."""
+        """A column as Arrow text, maybe coded."""
         ...
 
     def times_ms(self, name: str, default_ms: int) -> Cells:
@@ -74,24 +74,19 @@ class Rows(Protocol):
         ...
 
 
-def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is text."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 class ArrowRows:
     """Rows of an Arrow record batch with a column `key`. Validated: what comes from outside may be corrupt."""
 
     def __init__(self, batch: Any, first_number: int = 1) -> None:
-        names = check_batch(batch)
-        if "key" not in names:
+        self._columns = checked_columns(batch)
+        if "key" not in self._columns:
             raise BadInput("there is no column `key`", field="key", fix="name it key")
         try:
-            self._columns = {name: _decoded(batch.column(name)) for name in names}
             self.keys = _key_text(self._columns.pop("key"))
         except pa.ArrowException as error:
             raise BadInput(f"not Arrow: {str(error)[:160]}", field="body", fix="send a valid Arrow stream") from None
-        self._ttl = self._columns.pop("ttl", None)
+        ttl = self._columns.pop("ttl", None)
+        self._ttl = None if ttl is None else decoded(ttl)
         self.numbers = np.arange(first_number, first_number + len(batch))
 
     @property
@@ -139,6 +134,8 @@ class ArrowRows:
     def texts(self, name: str) -> Cells:
         """A column as Arrow text."""
         column = self._columns.get(name)
+        if column is not None and is_coded(column):
+            return column, np.ones(len(column), bool)
         if column is None or not is_text(column.type):
             return pa.array([""] * len(self.numbers), pa.large_string()), np.zeros(len(self.numbers), bool)
         return pc.fill_null(flat(column), ""), _valid(column)
@@ -148,7 +145,7 @@ class ArrowRows:
         column = self._columns.get(name)
         if column is None:
             return np.full(len(self.numbers), default_ms), np.ones(len(self.numbers), bool)
-        return _times_ms(column, default_ms)
+        return _times_ms(decoded(column), default_ms)
 
     def only(self, names: Sequence[str]) -> Array:
         """Which rows have no other fields: a null in another column is none."""
@@ -161,7 +158,7 @@ class ArrowRows:
     def bodies(self, rows: Array) -> list[object]:
         """The values as JSON. A column `value` alone is the value itself; nulls beside others are left out."""
         index = pa.array(rows)
-        columns = {name: column.take(index).to_pylist() for name, column in self._columns.items()}
+        columns = {name: decoded(column.take(index)).to_pylist() for name, column in self._columns.items()}
         if columns.keys() == {"value"}:
             return [_plain(cell) for cell in columns["value"]]
         made: list[object] = []
@@ -377,13 +374,9 @@ def _nulled(cells: Any) -> Any:
     return pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells)
 
 
-def _decoded(column: Any) -> Any:
-    if not pa.types.is_dictionary(column.type):
-        return column
-    return pc.cast(column, column.type.value_type)
-
-
 def _key_text(column: Any) -> Any:
+    if is_coded(column):
+        return column
     if is_text(column.type) or pa.types.is_integer(column.type):
         return flat(column)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from streams.model.errors import BadInput
 from streams.tabular.judge import with_keyspace
-from streams.tabular.rows import is_text
+from streams.tabular.rows import ArrowRows
+from streams.tabular.texts import is_text
 
 SLICE_ROWS = 65_536
 SLICE_BYTES = 6 << 20
@@ -21,15 +22,27 @@ _FIX = "pass a dict of columns of one length with a `key` column, a data frame, 
 _FLAT = (str, bool, int, float, type(None), datetime.datetime, datetime.date, decimal.Decimal, np.generic)
 
 
-def batches_of(keyspace: str, table: Any, ttl_ms: int | None = None) -> Iterator[Any] | None:
+def batches_of(keyspace: str, table: Any, ttl_ms: int | None = None, *, bare: bool = False) -> Iterator[Any] | None:
     """The table as record batches with whole keys; None when it is no table of flat columns, but puts one by one.
 
-    BadInput when its columns do not make a table.
+    `bare`: keys stay as they came, for `rows_of`. BadInput when its columns do not make a table.
     """
     found = _arrow(table)
     if found is None:
         return None
-    return _slices(keyspace, found, ttl_ms)
+    return _slices(None if bare else keyspace, found, ttl_ms)
+
+
+def rows_of(keyspace: str, batch: Any) -> ArrowRows:
+    """The rows of a batch with bare keys, which become whole: of text that repeats, once for each word."""
+    rows = ArrowRows(batch)
+    if _is_words(batch.schema.field("key").type):
+        rows.keys = with_keyspace(rows.keys, keyspace)
+    return rows
+
+
+def _is_words(kind: Any) -> bool:
+    return is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def stream_of(slices: Iterable[Mapping[str, Any]]) -> Any:
@@ -116,7 +129,7 @@ def _columns(columns: Mapping[str, Any]) -> Any:
     return pa.table(made)
 
 
-def _slices(keyspace: str, table: Any, ttl_ms: int | None) -> Iterator[Any]:
+def _slices(keyspace: str | None, table: Any, ttl_ms: int | None) -> Iterator[Any]:
     if "key" not in table.schema.names:
         raise BadInput("there is no column `key`", field="table", fix=_FIX)
     at = table.schema.get_field_index("key")
@@ -128,7 +141,8 @@ def _slices(keyspace: str, table: Any, ttl_ms: int | None) -> Iterator[Any]:
             key = part.column(at)
             if pa.types.is_integer(key.type):
                 key = key.cast(pa.large_string())
-            if is_text(key.type):
+                part = part.set_column(at, "key", key)
+            if keyspace is not None and _is_words(key.type):
                 part = part.set_column(at, "key", with_keyspace(key, keyspace))
             if ttl_ms is not None and "ttl" not in part.schema.names:
                 part = part.append_column("ttl", pa.repeat(ttl_ms / 1000, part.num_rows))

@@ -1,4 +1,4 @@
-"""Arrow text as a column of a frame, in whichever form is smaller."""
+"""Arrow text row by row or coded (its words, and which of them each row has), and as a column of a frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.model.errors import BadInput
-from streams.serde.frame_columns import Dictionary, Items
+from streams.serde.frame_columns import Array, Dictionary, Items
 
 SAMPLE_ROWS = 4096
 """How many texts are looked at to choose a column's form."""
@@ -25,14 +25,48 @@ def text_array(keys: Sequence[str | None]) -> Any:
 
 
 def items_of(texts: Any) -> Items | Dictionary:
-    """Arrow text without nulls as a column of a frame: by dictionary when most of it is repetition, by a sample."""
-    texts = flat(texts)
-    if (one := _one_text(texts)) is not None:
-        return Dictionary(_items(one), np.zeros(len(texts), np.uint8))
-    if _repeats(texts):
-        encoded = texts.dictionary_encode()
-        return Dictionary(_items(encoded.dictionary), encoded.indices.to_numpy(zero_copy_only=False))
+    """Arrow text without nulls, coded or not, as a column of a frame: by dictionary when most of it is repetition."""
+    texts = texts if is_coded(texts) else flat(texts)
+    if (coded := coded_text(texts)) is not None:
+        return Dictionary(_items(coded.dictionary), codes_of(coded))
     return _items(texts)
+
+
+def coded_text(texts: Any) -> Any:
+    """Text without nulls as an Arrow dictionary, if most of it is repetition, by a sample; else None.
+
+    Coded text is a DictionaryArray of large_string, without nulls. Words may be in it that no row has, or twice.
+    """
+    if is_coded(texts):
+        return texts
+    if (one := _one_text(texts)) is not None:
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(texts), np.int8)), one, safe=False)
+    return texts.dictionary_encode() if _repeats(texts) else None
+
+
+def is_coded(texts: Any) -> bool:
+    """Whether text is coded, rather than row by row."""
+    return bool(pa.types.is_dictionary(texts.type))
+
+
+def words_of(texts: Any) -> Any:
+    """The words of coded text, or each row's: what is to be judged, and `by_row` tells of every row."""
+    return texts.dictionary if is_coded(texts) else texts
+
+
+def codes_of(coded: Any) -> Array:
+    """Each row's word in coded text."""
+    return coded.indices.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def by_row(texts: Any, found: Array) -> Array:
+    """What was found of `words_of(texts)`, row by row."""
+    return found.take(codes_of(texts)) if is_coded(texts) else found
+
+
+def decoded(texts: Any) -> Any:
+    """Text row by row."""
+    return texts.dictionary.take(texts.indices) if is_coded(texts) else texts
 
 
 def plain_items(texts: Any) -> Items:
@@ -50,6 +84,11 @@ def _one_text(texts: Any) -> Any:
         return None
     blob = items.blob[items.start : int(items.ends[-1])]
     return texts[:1] if np.array_equal(blob[size:], blob[:-size]) else None
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def flat(texts: Any) -> Any:
