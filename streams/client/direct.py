@@ -21,6 +21,9 @@ from streams.tabular.rows import Rows
 RECORD_BYTES_MAX = (20 << 20) - (64 << 10)
 """As a gateway has it: what the topics take, less what a record adds to its value."""
 
+BATCH_BYTES = 512 << 10
+"""Of a record batch of several frames. A partition has one in flight: small ones make a slice many round trips."""
+
 FRAME_PUTS = 10_000
 """Puts of a frame at most, unless the caller says otherwise."""
 
@@ -41,7 +44,9 @@ class KafkaSender:
         self.keyspace, self.region = keyspace, region
         self._schema = schema
         self._clock = HybridClock()
-        options = ProducerOptions(max_record_bytes=RECORD_BYTES_MAX, timeout_s=60.0, client_id="streams-load")
+        options = ProducerOptions(
+            max_record_bytes=RECORD_BYTES_MAX, batch_bytes=BATCH_BYTES, timeout_s=60.0, client_id="streams-load"
+        )
         self._producer = EventProducer(bootstrap_servers, options)
 
     async def start(self) -> None:

@@ -34,6 +34,20 @@ class _Joined(ProduceRequest_v7):  # type: ignore[misc]  # untyped in aiokafka
                 yield batch
 
 
+def join_requests(client: Any) -> None:
+    """Make an aiokafka client of our own send its produce requests as `JoinedProduceRequest`."""
+    send = client.send
+
+    def joined(node_id: int, request: Any, **options: Any) -> Any:
+        if type(request) is ProduceRequest:
+            request = JoinedProduceRequest(
+                request._transactional_id, request._required_acks, request._timeout, request._topics
+            )
+        return send(node_id, request, **options)
+
+    client.send = joined
+
+
 def _text(value: str | None) -> bytes:
     if value is None:
         return _INT16.pack(-1)

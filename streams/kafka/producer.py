@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from streams.kafka.batches import Headers, Record
 from streams.kafka.errors import mapped
 from streams.kafka.partitioner import partitions_for
+from streams.kafka.produce_request import join_requests
 from streams.model.errors import BadInput, NotFound, Timeout, TooLarge, TooManyRequests, Unavailable
 from streams.model.keys import partition_for
 
@@ -282,6 +283,7 @@ class EventProducer:
             retry_backoff_ms=100,
             compression_type=options.compression,
         )
+        join_requests(producer.client)
         try:
             await asyncio.wait_for(producer.start(), options.timeout_s)
         except BaseException as error:
