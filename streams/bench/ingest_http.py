@@ -32,7 +32,7 @@ class Posted:
 def bodies(readings: Readings, first: int, count: int, kind: str) -> list[tuple[int, bytes]]:
     """The readings `first` … as request bodies, with how many are in each."""
     rows = 65_536 if kind == ARROW else 50_000
-    throttle = Throttle(LoadOptions(first, count=count, slice_rows=rows, lag_max=1 << 62))
+    throttle = Throttle(LoadOptions(first, count=count, slice_rows=rows, lag_max=1 << 62, coded=False))
     found = []
     for columns in slices(readings, throttle):
         if kind == ARROW:

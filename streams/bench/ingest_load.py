@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import psutil
 
 from streams.bench.http_client import Connection
@@ -25,10 +26,13 @@ from streams.kafka.admin import Admin
 from streams.model.errors import StreamsError, Timeout
 from streams.model.token import Input, Token
 from streams.tabular.tables import stream_of
-from streams.tabular.texts import text_array
+from streams.tabular.texts import coded, text_array
 
 SLICE_ROWS = 65_536
 LOOK_S = 0.2
+CODED_ROWS = 4
+"""How many rows of a slice a device must have, on average, for keys to be coded: every slice carries its words."""
+
 MEMORY_S = 1.0
 DRAIN_TIMEOUT_S = 300.0
 PRODUCER = "producer"
@@ -39,7 +43,9 @@ class LoadOptions:
     """Produce from reading `first` on: for `seconds`, or `count` readings, whatever comes first.
 
     `rate_per_s`: no faster than this (0: as fast as it goes). `lag_max`: how many readings may be produced and not yet
-    visible. `slice_rows`: how many go together; `frame_puts`: how many to a record.
+    visible. `slice_rows`: how many go together; `frame_puts`: how many to a record. `coded`: keys and metrics as
+    Arrow dictionaries (what a categorical column of pandas or polars is) while a slice has every device often; else as
+    text, row by row.
     """
 
     first: int = 0
@@ -49,6 +55,7 @@ class LoadOptions:
     lag_max: int = 1_500_000
     slice_rows: int = SLICE_ROWS
     frame_puts: int = 10_000
+    coded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +121,18 @@ def slices(readings: Readings, throttle: Throttle) -> Iterator[dict[str, Any]]:
     """The readings' columns, slice by slice, when the throttle lets them."""
     options = throttle.options
     words = text_array([readings.name(each) for each in range(readings.devices)])
-    metric = text_array([METRIC] * options.slice_rows)
+    metric, same = text_array([METRIC]), np.zeros(options.slice_rows, np.int8)
+    is_coded = options.coded and readings.devices * CODED_ROWS <= options.slice_rows
     while throttle.wait():
         count = min(options.slice_rows, options.count - throttle.produced)
         first = options.first + throttle.produced
         codes, values = readings.columns(first, count)
         times_ms = readings.times_ms(first, count)
-        yield {"key": words.take(codes), "metric": metric[:count], "value": values, "time": times_ms}
+        if is_coded:
+            keys, metrics = coded(codes.astype(np.int32), words), coded(same[:count], metric)
+        else:
+            keys, metrics = words.take(codes), metric.take(same[:count])
+        yield {"key": keys, "metric": metrics, "value": values, "time": times_ms}
         throttle.produced += count
 
 

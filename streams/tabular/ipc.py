@@ -70,7 +70,7 @@ def _checked(column: Any) -> Any:
             return coded
     column.validate(full=True)
     if not pa.types.is_dictionary(kind):
-        return column
+        return flat(column) if pa.types.is_string_view(kind) else column  # of views, Arrow takes no rows
     _check_dictionary(column)
     words = column.dictionary
     if is_text(words.type) and len(words) <= len(column) and not column.null_count and not words.null_count:

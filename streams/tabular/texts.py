@@ -24,11 +24,16 @@ def text_array(keys: Sequence[str | None]) -> Any:
         raise BadInput(f"not text: {str(error)[:100]}", field="key", fix="encode the key as UTF-8") from None
 
 
+def coded(codes: Array, words: Any) -> Any:
+    """Coded text: a column for `put_many`, as pandas and polars have in their categorical ones. Codes are trusted."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes), words, safe=False)
+
+
 def items_of(texts: Any) -> Items | Dictionary:
     """Arrow text without nulls, coded or not, as a column of a frame: by dictionary when most of it is repetition."""
     texts = texts if is_coded(texts) else flat(texts)
-    if (coded := coded_text(texts)) is not None:
-        return Dictionary(_items(coded.dictionary), codes_of(coded))
+    if (found := coded_text(texts)) is not None:
+        return Dictionary(_items(found.dictionary), codes_of(found))
     return _items(texts)
 
 
@@ -40,7 +45,7 @@ def coded_text(texts: Any) -> Any:
     if is_coded(texts):
         return texts
     if (one := _one_text(texts)) is not None:
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(texts), np.int8)), one, safe=False)
+        return coded(np.zeros(len(texts), np.int8), one)
     return texts.dictionary_encode() if _repeats(texts) else None
 
 
@@ -54,9 +59,9 @@ def words_of(texts: Any) -> Any:
     return texts.dictionary if is_coded(texts) else texts
 
 
-def codes_of(coded: Any) -> Array:
+def codes_of(texts: Any) -> Array:
     """Each row's word in coded text."""
-    return coded.indices.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return texts.indices.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def by_row(texts: Any, found: Array) -> Array:
