@@ -350,7 +350,14 @@ async def test_a_keyspace_may_have_its_events_mirrored(system: WholeSystem) -> N
         await home.put_keyspace(name, partitions=1)
         first = await home.put(f"{name}:a", 1)
         await home.put_keyspace(name, partitions=1, mirror="events")
-        await eventually(lambda: far.get_json(f"/v1/keyspaces/{name}"), 30)
+
+        async def known() -> bool:
+            try:
+                return bool(await far.get_json(f"/v1/keyspaces/{name}"))
+            except NotFound:
+                return False
+
+        await eventually(known, 30)
         await home.put(f"{name}:b", 2)
 
     async def mirrored() -> bool:
