@@ -21,6 +21,8 @@ ChangelogRecord = tuple[bytes, bytes | None, Headers]
 SEQ_HEADER = "seq"
 ROW_OBJECTS_BYTES = 250
 """Of a row: two bytes objects' headers, two tuples, a slot of a dictionary and two of lists."""
+MANY_ROWS = 10_000
+"""From so many on it is the rows that make a commit long, and fewer commits make them fewer."""
 PACKED_ROW_BYTES = 100
 """Of a row that is held encoded: the slot of a dictionary, if one is made, and its key."""
 
@@ -31,8 +33,8 @@ class CommitOptions:
 
     `spacing_s`: the least time from one commit's start to the next one's. `caught_up_factor`, `behind_factor`: how many
     times the last commit's duration passes between its end and the next one's start, when the log's end has been
-    reached and when it has not (or a commit takes longer than `behind_linger_s`). `behind_linger_s`: the least age of
-    an uncommitted event before a commit while behind.
+    reached and when it has not (or a commit of MANY_ROWS takes longer than `behind_linger_s`). `behind_linger_s`: the
+    least age of an uncommitted event before a commit while behind.
     `age_s`: an uncommitted event never waits longer; but an event that was late already when it was folded may wait for
     `late_share` times that time, up to `age_max_s`: a backlog of many keys is worked off in few large units, in each of
     which one row stands for many events. With a share above 1 an event waits less in all: it is the wait that makes
@@ -95,6 +97,7 @@ class CommitPolicy:
         self._event_row_bytes = 0.0
         self._row_bytes = float(ROW_OBJECTS_BYTES)
         self._open_rows: int | None = 0
+        self._last_rows = 0
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -150,6 +153,7 @@ class CommitPolicy:
         if self._open_events:
             self._event_row_bytes = row_bytes / self._open_events
         self._flight_row_bytes, self._open_events, self._open_rows = row_bytes, 0, 0
+        self._last_rows = rows
         self._started_s = now_s
         self._oldest_s = None
         self._flight_bytes, self._open_bytes = self._open_bytes, 0
@@ -176,14 +180,14 @@ class CommitPolicy:
         options, age_s = self.options, self.options.age_s
         behind_s = options.behind_factor * self.last_duration_s
         if self.caught_up:
-            is_long = self.last_duration_s > options.behind_linger_s
-            due = self._ended_s + (behind_s if is_long else options.caught_up_factor * self.last_duration_s)
+            is_dear = self.last_duration_s > options.behind_linger_s and self._last_rows >= MANY_ROWS
+            due = self._ended_s + (behind_s if is_dear else options.caught_up_factor * self.last_duration_s)
         else:
             due = self._ended_s + behind_s
             due = max(due, oldest_s + options.behind_linger_s)
             age_s = max(age_s, min(options.late_share * self._late_s, options.age_max_s))
         due = max(due, self._started_s + options.spacing_s)
-        return min(due, oldest_s + age_s)
+        return min(due, oldest_s + age_s, self._ended_s + options.age_max_s)
 
     @staticmethod
     def _at(due_s: float, now_s: float, action: Action) -> Decision:

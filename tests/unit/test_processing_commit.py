@@ -7,6 +7,7 @@ import dataclasses
 from streams.model.marker import MARKER_KEY, InputPosition, Marker
 from streams.model.row import MergeType, Row, decode_row, encode_row
 from streams.processing.commit import (
+    MANY_ROWS,
     ROW_OBJECTS_BYTES,
     Action,
     CommitOptions,
@@ -51,12 +52,22 @@ def test_back_to_back_commits_leave_room_when_caught_up() -> None:
     assert policy.decide(decision.at_s).action is Action.COMMIT
 
 
-def test_long_commits_are_spaced_as_behind_even_when_caught_up() -> None:
-    policy = CommitPolicy(OPTIONS, 0.0)
-    end = committed(policy, 0.0, 0.2)
-    policy.folded(end, 10, caught_up=True)
-    assert policy.decide(end + 0.79).action is Action.WAIT
-    assert policy.decide(end + 0.81).action is Action.COMMIT
+def test_long_commits_of_many_rows_are_spaced_as_behind_even_when_caught_up() -> None:
+    for rows, due_s in ((MANY_ROWS, 0.8), (MANY_ROWS - 1, 0.2)):
+        policy = CommitPolicy(OPTIONS, 0.0)
+        policy.started(0.0, 1, rows)
+        policy.finished(0.2)
+        policy.folded(0.2, 10, caught_up=True, rows=1)
+        assert policy.decide(0.2 + due_s - 0.01).action is Action.WAIT
+        assert policy.decide(0.2 + due_s + 0.01).action is Action.COMMIT
+
+
+def test_no_commit_waits_longer_than_the_most_after_the_last() -> None:
+    policy = CommitPolicy(dataclasses.replace(OPTIONS, late_share=4.0, age_max_s=7.5), 0.0)
+    end = committed(policy, 0.0, 3.0)
+    policy.folded(end + 2.5, 10, caught_up=False, events=1, late_s=100.0)
+    assert policy.decide(end + 7.4).action is Action.WAIT
+    assert policy.decide(end + 7.5).action is Action.COMMIT
 
 
 def test_behind_commits_are_rare_but_bounded_by_age() -> None:

@@ -78,7 +78,7 @@ STREAMS_EXPORT("streams_encode") void *streams_encode(const uint8_t *p, uint32_t
   }
   n = streams_get32(at);
   at += 4;
-  if (n > (uint32_t)(end - at) / 9) return 0;
+  if (n > (uint32_t)(end - at) / 9 || n > (0x70000000u - (uint32_t)(end - at)) / 40) return 0;
   const uint8_t *key_end = at, *row_end = key_end + 4 * n, *present = row_end + 4 * n, *keys = present + n;
   uint32_t left = (uint32_t)(end - keys), key_bytes = n ? streams_get32(key_end + 4 * (n - 1)) : 0;
   if (key_bytes > left || (n && streams_get32(row_end + 4 * (n - 1)) > left - key_bytes)) return 0;
