@@ -23,8 +23,8 @@ ROW_OBJECTS_BYTES = 250
 """Of a row: two bytes objects' headers, two tuples, a slot of a dictionary and two of lists."""
 MANY_ROWS = 10_000
 """From so many on it is the rows that make a commit long, and fewer commits make them fewer."""
-PACKED_ROW_BYTES = 100
-"""Of a row that is held encoded: the slot of a dictionary, if one is made, and its key."""
+PACKED_ROW_BYTES = 24
+"""Of a row that is held encoded: where it is, and where its key is looked for (streams/wasm/key_index.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streams.wasm.key_index import Hashes, KeyIndex, hashes_of, repeated
+
 Longs = npt.NDArray[np.int64]
 Row = tuple[bytes, bytes | None]
+
+INDEXED_FROM = 1_000
+"""Of fewer rows a dictionary is made sooner, and found in without numpy, whose calls cost more than a few lookups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,32 @@ class RowChunk:
         start = int(self.row_ends[at - 1]) if at else 0
         return self.data[self.rows_at + start : self.rows_at + int(self.row_ends[at])]
 
+    def some_keys(self, at: Longs) -> list[bytes]:
+        """The keys at some places."""
+        return _parts(self.data, self.key_ends, self.keys_at, at)
+
+    def some_rows(self, at: Longs) -> list[bytes | None]:
+        """The rows at some places."""
+        found: list[bytes | None] = list(_parts(self.data, self.row_ends, self.rows_at, at))
+        for number in np.flatnonzero(~self.present[at]).tolist():
+            found[number] = None
+        return found
+
+    def hashes(self) -> Hashes:
+        """The hashes of all keys."""
+        return hashes_of(self.data, self.key_ends, self.keys_at)
+
 
 def slices(data: bytes, ends: npt.NDArray[Any], at: int) -> list[bytes]:
     """The parts of `data` that lie one after the other from `at` on, by where they end (counted from there)."""
     bounds = [at, *(ends.astype(np.int64) + at).tolist()]
     return [data[a:b] for a, b in pairwise(bounds)]
+
+
+def _parts(data: bytes, ends: Longs, base: int, at: Longs) -> list[bytes]:
+    """As `slices`, of those at some places alone."""
+    begins = np.where(at > 0, ends[at - 1], 0) + base
+    return [data[a:b] for a, b in zip(begins.tolist(), (ends[at] + base).tolist(), strict=True)]
 
 
 class PackedRows(Collection[Row]):
@@ -69,7 +95,7 @@ class PackedRows(Collection[Row]):
     def __init__(self, chunks: Sequence[RowChunk], skip: Sequence[npt.NDArray[np.bool_]] | None = None) -> None:
         self.chunks, self.skip = tuple(chunks), skip
         self._length = sum(map(len, chunks)) - (sum(int(each.sum()) for each in skip) if skip is not None else 0)
-        self._places: dict[bytes, int] | None = None
+        self._index: KeyIndex | dict[bytes, int] | None = None
         self._firsts = [0, *accumulate(map(len, self.chunks))]
 
     def __len__(self) -> int:
@@ -98,13 +124,45 @@ class PackedRows(Collection[Row]):
 
     def find(self, keys: Sequence[bytes], into: dict[bytes, bytes | None]) -> None:
         """Puts the rows of those `keys` that are here into a dictionary."""
-        if self._places is None:
-            self._places = dict(zip(chain.from_iterable(each.keys() for each in self.chunks), range(1 << 62)))  # noqa: B905
-        places = self._places
-        for key in keys:
-            if (place := places.get(key)) is not None:
-                number = bisect_right(self._firsts, place) - 1
-                into[key] = self.chunks[number].row(place - self._firsts[number])
+        if not self.chunks or not keys:
+            return
+        if self._index is None:
+            self._index = self._make_index()
+        if isinstance(self._index, dict):
+            for key in keys:
+                if (place := self._index.get(key)) is not None:
+                    number = bisect_right(self._firsts, place) - 1
+                    into[key] = self.chunks[number].row(place - self._firsts[number])
+            return
+        whiches: list[Longs] = []
+        places: list[Longs] = []
+        for which, at in self._index.candidates(keys):
+            whiches.append(which)
+            places.append(at)
+        if whiches:
+            self._put(keys, np.concatenate(whiches), np.concatenate(places), into)
+
+    def _make_index(self) -> KeyIndex | dict[bytes, int]:
+        if self._firsts[-1] >= INDEXED_FROM:
+            index = KeyIndex(np.concatenate([chunk.hashes() for chunk in self.chunks]))
+            if index.is_even:
+                return index
+        return dict(zip(chain.from_iterable(each.keys() for each in self.chunks), range(1 << 62)))  # noqa: B905
+
+    def _put(self, keys: Sequence[bytes], which: Longs, places: Longs, into: dict[bytes, bytes | None]) -> None:
+        """The rows at `places`, in their order, so that of a key's rows the latest stays; unless it is another key."""
+        order = np.argsort(places)
+        which, places = which[order], places[order]
+        cuts = np.searchsorted(places, self._firsts).tolist()
+        for number, chunk in enumerate(self.chunks):
+            begin, end = cuts[number], cuts[number + 1]
+            if begin == end:
+                continue
+            at = places[begin:end] - self._firsts[number]
+            whose = [keys[each] for each in which[begin:end].tolist()]
+            for key, found, row in zip(whose, chunk.some_keys(at), chunk.some_rows(at), strict=True):
+                if key == found:
+                    into[key] = row
 
 
 def pack(rows: Iterable[Row]) -> PackedRows:
@@ -167,10 +225,16 @@ class PendingRows:
         if len(takes) <= 1:
             return takes[0] if takes else PackedRows(())
         chunks = [chunk for each in takes for chunk in each.chunks]
-        total = sum(map(len, chunks))
-        latest = dict(zip(chain.from_iterable(each.keys() for each in chunks), range(total), strict=True))
-        if len(latest) == total:
+        firsts = [0, *accumulate(map(len, chunks))]
+        doubtful = repeated(np.concatenate([chunk.hashes() for chunk in chunks]))
+        latest: dict[bytes, int] = {}
+        for number, (begin, end) in enumerate(pairwise(np.searchsorted(doubtful, firsts).tolist())):
+            if begin < end:
+                places = doubtful[begin:end]
+                latest.update(zip(chunks[number].some_keys(places - firsts[number]), places.tolist(), strict=True))
+        if len(latest) == len(doubtful):
             return PackedRows(chunks)
-        skip = np.ones(total, np.bool_)
+        skip = np.zeros(firsts[-1], np.bool_)
+        skip[doubtful] = True
         skip[np.fromiter(latest.values(), np.int64, len(latest))] = False
-        return PackedRows(chunks, np.split(skip, np.cumsum([len(each) for each in chunks])[:-1]))
+        return PackedRows(chunks, np.split(skip, firsts[1:-1]))
