@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from streams.model.fold_table import FoldTable
 from streams.model.keyspace import Keyspace
 from streams.model.row import MergeType
 from streams.state.options import StoreOptions
+
+STORE = StoreOptions(
+    compressed_from=2,
+    wal=False,  # the changelogs have everything, and are read on from what is stored
+)
+"""A row is written as often as its origin commits it; of what is new, a gateway that is killed reads the last again."""
 
 DecodeValue = Callable[[str, bytes], object]
 """(table, payload of a row) → its JSON value; ValueError or BadInput when it cannot be decoded."""
@@ -103,4 +109,4 @@ class EdgeOptions:
     scan_examined_max: int = 20_000
     watch_changes_max: int = 50_000
     problems_max: int = 100
-    store: StoreOptions = field(default_factory=StoreOptions)
+    store: StoreOptions = STORE

@@ -23,7 +23,7 @@ from streams.definitions.deployment import Deployment
 from streams.definitions.udf_states import StateReader, StateWriter, UdfState, topic_spec
 from streams.definitions.udfs import Udfs
 from streams.edge.edge_store import EdgeTables
-from streams.edge.options import EdgeOptions, TableSpec
+from streams.edge.options import STORE, EdgeOptions, TableSpec
 from streams.edge.purger import Purge, PurgeOptions, Purger
 from streams.edge.tail import ChangelogTail
 from streams.gateway.app import GatewayApp
@@ -99,7 +99,7 @@ class ServerOptions:
     location: tuple[float, float] | None = None
     geoip: Path | None = None
     logs: LogOptions = field(default_factory=LogOptions)
-    store: StoreOptions = field(default_factory=StoreOptions)
+    store: StoreOptions = STORE
     sequencer: SequencerOptions = field(default_factory=SequencerOptions)
     udfs: DeployCaps = field(default_factory=DeployCaps)
 

@@ -20,6 +20,7 @@ STORE = StoreOptions(
     write_buffer_bytes=16 << 20,
     memtable_filter=0.02,  # new keys are looked up before they are made
     compressed_from=2,
+    wal=False,  # the changelog has everything, and is read to its end before a partition is folded
 )
 """A worker reads a row when it first touches its key, and after that has it in memory; nobody else reads here."""
 

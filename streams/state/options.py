@@ -23,7 +23,8 @@ class StoreOptions:
     what is purged leaves the disk; where rows come and go all the time that must not be few, or each row costs double.
     `compressed_from`: the first level whose blocks are compressed: those above are rewritten most often.
     `wal`: False where a log has everything anyway: a kill then loses the last units, each whole, and no others; how
-    many, is bounded by memtables and by `flush_s`.
+    many, is bounded by memtables and by `flush_s`. Removals wait for no longer than `removals_flush_s`, since what they
+    remove may be in files, and would stay there.
     `memtable_filter`: the part of a memtable that is a filter of its keys, for who mostly asks for what is not there.
     """
 
@@ -40,6 +41,7 @@ class StoreOptions:
     memtable_filter: float = 0.0
     wal: bool = True
     flush_s: float = 600.0
+    removals_flush_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

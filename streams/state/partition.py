@@ -60,6 +60,7 @@ class TablePartition:
         self._sync = rocksdict.WriteOptions()
         self._sync.sync = True
         self._unwritten, self._written_s, self._flushed_s = False, 0.0, time.monotonic()
+        self._unflushed_removals = False
 
     def _load(self) -> None:
         offset, marker, restoring = self._db.get([_OFFSET, MARKER_KEY, _RESTORING])
@@ -131,17 +132,19 @@ class TablePartition:
         """
         if not rows and marker is not None and not self._restoring and not self._marker_is_due():
             self._marker, self._offset, self._unwritten = marker, changelog_offset, True
+            self._flush_if_due()
             return 0
         if guard_seq:
             fallback = marker.seq if marker else 0
             rows = self.newer([(key, row, fallback if row is None else seq_of(row)) for key, row in rows])
         batch = rocksdict.WriteBatch(raw_mode=True)
-        put, delete = batch.put, batch.delete  # these are very many
+        put, delete, removed = batch.put, batch.delete, False  # these are very many
         for key, row in rows:
             if key < _FIRST:
                 raise BadInput(f"{key[:40]!r} cannot be a row's key", field="key", fix="use keyspace:rest")
             if row is None:
                 delete(key)
+                removed = True
             else:
                 put(key, row)
         if marker is not None:
@@ -153,10 +156,20 @@ class TablePartition:
         if marker is not None:
             self._marker = marker
         self._offset, self._unwritten, self._written_s = changelog_offset, False, time.monotonic()
-        if not self._options.wal and self._written_s - self._flushed_s >= self._options.flush_s:
-            self._flushed_s = self._written_s
-            self._db.flush(False)
+        self._unflushed_removals |= removed
+        self._flush_if_due()
         return len(rows)
+
+    def _flush_if_due(self) -> None:
+        """Without a log, what was written reaches the disk in bounded time."""
+        if self._options.wal or self._restoring:
+            return
+        now_s = time.monotonic()
+        if now_s - self._flushed_s >= (
+            self._options.removals_flush_s if self._unflushed_removals else self._options.flush_s
+        ):
+            self._flushed_s, self._unflushed_removals = now_s, False
+            self._db.flush(False)
 
     def _marker_is_due(self) -> bool:
         return time.monotonic() - self._written_s >= self._options.marker_write_s

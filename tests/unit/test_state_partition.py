@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from streams.state.errors import StoreClosed, StoreCorrupt, StoreLocked
 from streams.state.options import StoreOptions
 from streams.state.partition import TablePartition, upper_bound
 from streams.state.store_set import StoreSet, close_all
+from tests.support.polling import eventually_sync
 
 SMALL = StoreOptions(block_cache_bytes=8 << 20, write_buffers_bytes=8 << 20, write_buffer_bytes=1 << 20)
 
@@ -162,3 +164,13 @@ def test_a_process_takes_bounded_memory_for_many_partitions(tmp_path: Path) -> N
         assert sum(1 for _ in stores.open(tmp_path / str(index)).iterate()) == 20_000
     assert cache_usage_bytes(SMALL) <= 9 << 20
     stores.close_all()
+
+
+def test_without_a_log_removals_do_not_wait_in_memory_for_long(tmp_path: Path) -> None:
+    part = TablePartition(tmp_path / "p", replace(SMALL, wal=False, removals_flush_s=0.0))
+    part.apply([(b"a:1", row(1))], marker(1), 2)
+    part.apply([], marker(2), 3)
+    assert part.size_bytes() == 0, "rows wait for more of them"
+    part.apply([(b"a:0", None)], marker(3), 4)
+    eventually_sync(lambda: part.size_bytes() > 0)
+    part.close()
