@@ -40,6 +40,11 @@ class Batch:
     data: bytes
     count: int
 
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+        return len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
@@ -72,18 +77,52 @@ def encoded_record(delta: int, key: bytes, value: bytes) -> bytes:
     return bytes(length + body)
 
 
-def frame_batches(records: EncodedRecords, state: ProducerState, first_sequence: int, batch_bytes: int) -> list[Batch]:
+@dataclass(frozen=True, slots=True)
+class FramedBatch:
+    """A batch whose bytes are put together when they are sent, each time the same: a large unit's, all at once, would
+    be its third copy in memory.
+    """
+
+    encoded: EncodedBatch
+    state: ProducerState
+    sequence: int
+    now_ms: int
+
+    @property
+    def count(self) -> int:
+        """How many records it has."""
+        return self.encoded.count
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+        return HEADER_BYTES + sum(map(len, self.encoded.parts))
+
+    @property
+    def data(self) -> bytes:
+        """The batch, ready to be produced."""
+        state, count = self.state, self.encoded.count
+        attributes = _TRANSACTIONAL if state.transactional else 0
+        producer = state.producer_id, state.epoch, self.sequence
+        counted = _COUNTED.pack(attributes, count - 1, self.now_ms, self.now_ms, *producer, count)
+        body = b"".join((counted, *self.encoded.parts))
+        return _HEAD.pack(0, len(body) + _HEAD.size - _LENGTH_FROM, -1, 2, calc_crc32c(body)) + body
+
+
+AnyBatch = Batch | FramedBatch
+
+
+def frame_batches(
+    records: EncodedRecords, state: ProducerState, first_sequence: int, batch_bytes: int
+) -> list[FramedBatch]:
     """As `encode_batches`, of records that are encoded."""
     now_ms = time.time_ns() // 1_000_000
-    batches: list[Batch] = []
+    batches: list[FramedBatch] = []
     sequence = first_sequence
     for each in records.batches:
-        attributes = _TRANSACTIONAL if state.transactional else 0
-        producer = state.producer_id, state.epoch, sequence
-        counted = _COUNTED.pack(attributes, each.count - 1, now_ms, now_ms, *producer, each.count)
-        body = b"".join((counted, *each.parts))
-        head = _HEAD.pack(0, len(body) + _HEAD.size - _LENGTH_FROM, -1, 2, calc_crc32c(body))
-        batches.append(_fitting(head + body, each.count, batch_bytes))
+        batch = FramedBatch(each, state, sequence, now_ms)
+        _check_size(batch.size_bytes, batch_bytes)
+        batches.append(batch)
         sequence = (sequence + each.count) & 0x7FFFFFFF
     return batches
 
@@ -118,10 +157,11 @@ def encode_batches(
 
 
 def _built(builder: DefaultRecordBatchBuilder, count: int, batch_bytes: int) -> Batch:
-    return _fitting(bytes(builder.build()), count, batch_bytes)
-
-
-def _fitting(data: bytes, count: int, batch_bytes: int) -> Batch:
-    if len(data) > batch_bytes:
-        raise TooLarge(f"a record of {len(data)} bytes does not fit a batch of {batch_bytes} bytes", field="value")
+    data = bytes(builder.build())
+    _check_size(len(data), batch_bytes)
     return Batch(data, count)
+
+
+def _check_size(size: int, batch_bytes: int) -> None:
+    if size > batch_bytes:
+        raise TooLarge(f"a record of {size} bytes does not fit a batch of {batch_bytes} bytes", field="value")

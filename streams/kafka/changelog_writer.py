@@ -17,7 +17,7 @@ from typing import Any
 from aiokafka.errors import InvalidTxnState, KafkaError, for_code
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 
-from streams.kafka.batches import Batch, EncodedRecords, ProducerState, Record, encode_batches, frame_batches
+from streams.kafka.batches import AnyBatch, EncodedRecords, ProducerState, Record, encode_batches, frame_batches
 from streams.kafka.errors import Fenced, UnknownOutcome, mapped
 from streams.kafka.link import Deadline, Link
 from streams.kafka.partitioner import partitions_for
@@ -104,7 +104,7 @@ class TransactionalWriter:
         counts = {tp: sum(batch.count for batch in part) for tp, part in encoded.items()}
         for tp, count in counts.items():
             self._sequences[tp] = (self._sequences.get(tp, 0) + count) & 0x7FFFFFFF
-        size = sum(len(batch.data) for part in encoded.values() for batch in part)
+        size = sum(batch.size_bytes for part in encoded.values() for batch in part)
         self.last_commit = CommitStats(time.perf_counter() - started, sum(counts.values()), size, self._waits)
         return dict(zip(encoded, ends, strict=True))[TP(topic, partition)]
 
@@ -133,7 +133,7 @@ class TransactionalWriter:
             raise self._outcome(error) from error
         self._state = state
         self._sequences[tp] = (self._sequences.get(tp, 0) + len(records)) & 0x7FFFFFFF
-        self.last_commit = CommitStats(time.perf_counter() - started, len(records), len(batches[0].data), self._waits)
+        self.last_commit = CommitStats(time.perf_counter() - started, len(records), batches[0].size_bytes, self._waits)
         return end
 
     def _usable(self) -> ProducerState:
@@ -148,11 +148,11 @@ class TransactionalWriter:
 
     async def _encode(
         self, main: TP, records: Records, extra: Sequence[Extra], state: ProducerState, deadline: Deadline
-    ) -> dict[TP, list[Batch]]:
+    ) -> dict[TP, Sequence[AnyBatch]]:
         if not records:
             raise Conflict("a transaction needs at least one record for its changelog")
         size = self._options.batch_bytes
-        encoded = {main: _batches(records, state, self._sequences.get(main, 0), size)}
+        encoded: dict[TP, Sequence[AnyBatch]] = {main: _batches(records, state, self._sequences.get(main, 0), size)}
         groups: dict[TP, list[Record]] = {}
         for topic, partition, rows in extra:
             if not rows:
@@ -214,7 +214,7 @@ class TransactionalWriter:
         await self._coordinate(request, lambda answer: [answer.error_code], deadline)
 
     async def _produce_all(
-        self, tp: TP, batches: list[Batch], deadline: Deadline, *, transactional: bool = True
+        self, tp: TP, batches: Sequence[AnyBatch], deadline: Deadline, *, transactional: bool = True
     ) -> int:
         """Send the batches in order, a few in flight; returns the offset after the last record."""
         done, end = 0, -1
@@ -232,7 +232,7 @@ class TransactionalWriter:
                 done += 1
         return end
 
-    async def _produce(self, node: int, tp: TP, batch: Batch, transactional: bool) -> int:
+    async def _produce(self, node: int, tp: TP, batch: AnyBatch, transactional: bool) -> int:
         timeout_ms = int(self._options.timeout_s * 1000)
         if transactional:
             request = JoinedProduceRequest(self._id, -1, timeout_ms, [(tp.topic, [(tp.partition, batch.data)])])
@@ -273,7 +273,7 @@ def _is_large(records: Records, batch_bytes: int) -> bool:
     return sum(len(value) for _, value, _ in records if value) > batch_bytes
 
 
-def _batches(records: Records, state: ProducerState, first_sequence: int, batch_bytes: int) -> list[Batch]:
+def _batches(records: Records, state: ProducerState, first_sequence: int, batch_bytes: int) -> Sequence[AnyBatch]:
     if isinstance(records, EncodedRecords):
         return frame_batches(records, state, first_sequence, batch_bytes)
     return encode_batches(records, state, first_sequence, batch_bytes)
