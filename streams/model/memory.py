@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 ARENAS = 2
 MMAP_FROM_BYTES = 2 << 20
 TRIM_FROM_BYTES = 32 << 20
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 YOUNG_OBJECTS, YOUNG_ROUNDS, MIDDLE_ROUNDS = 50_000, 20, 50
 
 
@@ -39,3 +42,20 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, YOUNG_ROUNDS, MIDDLE_ROUNDS)
+
+
+def machine_bytes() -> int:
+    """The memory that this process may hope for: the machine's, or its control group's if that is less; 0: unknown."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return 0
+    try:
+        return min(found, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return found
+
+
+def machine_share(parts: int, least: int, most: int) -> int:
+    """One of so many parts of the machine's memory, between two bounds: how large a cache may be."""
+    return max(least, min(machine_bytes() // parts, most))

@@ -10,6 +10,7 @@ import numpy as np
 
 from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
+from streams.model.memory import machine_share
 from streams.processing.black_box import UdfInfo, encode_box
 from streams.processing.catalog import DeployedModule, KeyspaceRules, RulesCache
 from streams.processing.containment import Containment
@@ -32,8 +33,8 @@ VALUE_BYTES_MAX = 17 << 20
 
 DECODER_BUDGET_BYTES = 64 << 20
 IDLE_BUFFERS_BYTES = 48 << 20
-FOLD_CACHE_BYTES = 64 << 20
-FOLD_HELD_BYTES = 128 << 20
+FOLD_HELD_BYTES = machine_share(64, 128 << 20, 384 << 20)
+FOLD_CACHE_BYTES = FOLD_HELD_BYTES // 2
 
 
 class DecoderPool:

@@ -83,7 +83,7 @@ static segment *new_segment(int64_t start) {
 
 static pane *new_pane(segment *s, uint32_t second) {
   if (s->n == s->cap) {
-    uint32_t cap = s->cap < 2 ? 2 : s->cap < 4 ? 4 : SEGMENT_S;
+    uint32_t cap = !s->cap ? 1 : s->cap < 2 ? 2 : s->cap < 4 ? 4 : SEGMENT_S; /* with many devices most have one */
     pane *panes = streams_malloc(cap * sizeof *panes);
     streams_copy(panes, s->panes, s->n * sizeof *panes);
     if (s->cap) streams_free(s->panes, s->cap * sizeof *panes);
