@@ -17,6 +17,7 @@
  * |x - m| > THRESHOLD s is flagged. RUN flagged readings in a row on one side are a new level: their mean and their mean
  * absolute deviation (if that is more) replace m and d. */
 #define STREAMS_NATIVE
+#define STREAMS_COMPACT
 #include "streams_rows.h"
 
 enum { KEY_MAX = 1024, UNCLIPPED = 8 };
@@ -342,11 +343,17 @@ enum { PAIRS_MIN = 1024, PAIRS_EACH = 8, METRICS_TRIED = 8 }; /* more pairs than
 static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end, uint32_t *metrics) {
   metric *found = streams_scratch(ids_end * sizeof *found), *latest_ones[METRICS_TRIED];
   uint32_t *firsts = streams_scratch(ids_end * sizeof *firsts), n = streams_first_of_ids(b->item_id[0], ids_end, b->n, firsts);
+  uint8_t *room = b->is_compact ? streams_scratch(5 * n + streams_get32(b->word_end[0] + 4 * (b->word_ends[0] - 1))) : 0;
   for (uint32_t i = 0; i < n; i++) {
     streams_event e;
     streams_event_read(b, firsts[i], &e);
     metric *m = &found[streams_get32(b->item_id[0] + 4 * firsts[i])];
     if (read_metric(&e, m)) return 0;
+    if (room) { /* the value is gone when the next one is read */
+      streams_copy(room, m->wire, m->len);
+      m->wire = room;
+      room += m->len;
+    }
     m->number = *metrics;
     for (uint32_t k = 0; k < METRICS_TRIED && k < *metrics; k++) {
       const metric *other = latest_ones[k];
@@ -364,15 +371,17 @@ STREAMS_APART static void find_targets(const streams_batch *b, const metric *met
   for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
     uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
     for (uint32_t i = 0; i < some; i++) {
-      uint32_t event = events[from + i], at = streams_key_at(b, event);
-      hashes[i] = source_hash(b->keys + at, streams_get32(b->key_end + 4 * event) - at, &metrics[streams_get32(b->item_id[0] + 4 * event)]);
+      uint32_t event = events[from + i], len;
+      const uint8_t *key = streams_event_key(b, event, &len);
+      hashes[i] = source_hash(key, len, &metrics[streams_get32(b->item_id[0] + 4 * event)]);
     }
     for (uint32_t i = 0; slots_cap && i < some; i++) ahead[i] = slots[hashes[i] & (slots_cap - 1)].source;
     for (uint32_t i = 0; slots_cap && i < some; i++) sum += ahead[i] ? ahead[i]->key_len + ((const uint8_t *)(ahead[i] + 1))[32] : 0;
     for (uint32_t i = 0; i < some; i++) {
-      uint32_t event = events[from + i], at = streams_key_at(b, event);
+      uint32_t event = events[from + i], len;
+      const uint8_t *key = streams_event_key(b, event, &len);
       const metric *m = &metrics[streams_get32(b->item_id[0] + 4 * event)];
-      source *s = hashed_source(b->keys + at, streams_get32(b->key_end + 4 * event) - at, m, hashes[i]);
+      source *s = hashed_source(key, len, m, hashes[i]);
       to[from + i] = (target){s, s->row};
       if (s->known || !s->row) continue;
       s->known = s->row->known;
@@ -504,7 +513,10 @@ STREAMS_APART static int fold_columns(const streams_batch *b, streams_reject_lis
       }
       if (!to->row->known) return 1;
       const state *s = fold_put(&now, to->row, value, time);
-      if (s) put_alert(b->keys + streams_key_at(b, i), streams_get32(b->key_end + 4 * i) - streams_key_at(b, i), to->source, s);
+      if (!s) continue;
+      uint32_t len;
+      const uint8_t *key = streams_event_key(b, i, &len);
+      put_alert(key, len, to->source, s);
     }
   }
   return 0;
