@@ -30,8 +30,6 @@ WORKER, KAFKA, GATEWAY = "worker", "kafka", "gateway"
 FIRST_MINUTE_S = 60.0
 GROWTH = ((1_000, 10_000), (100_000, 10_000), (1_000_000, 10_000), (1_000, 1_000), (1_000, 100))
 """Devices and puts a frame."""
-GROWTH_LAG_MAX = 1_500_000
-"""Readings not yet visible, at most: with the most devices they take the longest."""
 Say = Callable[[str], None]
 
 
@@ -246,7 +244,7 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
     for devices, frame in options.growth:
         readings = Readings(devices, _base_ms())
         with own_system(REGION, settle_s=options.settle_s) as system:
-            load = LoadOptions(seconds=options.part_s, frame_puts=frame, lag_max=GROWTH_LAG_MAX)
+            load = LoadOptions(seconds=options.part_s, frame_puts=frame)
             ran = asyncio.run(run_load(system, readings, load))
             asyncio.run(verify_tables(system.bootstrap_servers[REGION], readings, ran.readings))
         cpu = sum(ran.cpu_us(name) for name in ran.cpu_s)
