@@ -52,7 +52,7 @@ class LoadOptions:
     seconds: float = 1e9
     count: int = 1 << 62
     rate_per_s: float = 0.0
-    lag_max: int = 1_500_000
+    lag_max: int = 3_000_000
     slice_rows: int = SLICE_ROWS
     frame_puts: int = 10_000
     coded: bool = True

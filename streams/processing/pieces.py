@@ -8,14 +8,15 @@ from dataclasses import replace
 from streams.kafka.run import Run, batch_header
 
 PIECE_BYTES = 4 << 20
-FRAME_BYTES_FROM, FRAME_EXPANSION = 4 << 10, 10
+FRAME_BYTES_FROM, FRAME_EXPANSION = 4 << 10, 4
 
 
 def pieces(run: Run, limit_bytes: int = PIECE_BYTES) -> list[Run]:
     """The run as runs that follow on one another, cut between record batches.
 
     Each is expected to take at most about `limit_bytes` once decoded: records of FRAME_BYTES_FROM bytes on average may
-    be frames, whose readings take some FRAME_EXPANSION times as much in columns. A batch alone may be larger.
+    be frames, whose readings take twice as much in a compact batch, ten times in a batch v1: FRAME_EXPANSION is between
+    the two. A batch alone may be larger.
     """
     if len(run.batches) < 2:
         return [run]

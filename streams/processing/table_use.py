@@ -80,8 +80,9 @@ class CountedStore:
 
     def apply(self, rows: Rows, marker: Marker, changelog_offset: int) -> object:
         """Write a unit; count what it changed."""
-        before = dict(zip([key for key, _ in rows], self._store.multi_get([key for key, _ in rows]), strict=True))
-        after = dict(rows)
+        after = dict(rows)  # once: rows that are packed are made while they are looked at
+        keys = list(after)
+        before = dict(zip(keys, self._store.multi_get(keys), strict=True))
         done = self._store.apply(rows, marker, changelog_offset)
         more_rows = more_bytes = 0
         for key, row in after.items():

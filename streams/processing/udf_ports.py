@@ -17,9 +17,10 @@ from streams.processing.containment import Containment
 from streams.processing.ports import Decoded, LoadRows, Rejected, Rows, RunPort, StoppedAt
 from streams.processing.shared_input import SharedRun
 from streams.serde import TABLE_PURGE, AvroSchema, load_builtin, project, wire_schema_id
-from streams.wasm.batch import OP_PURGE, OP_PUT, Array, Batch, Event, build, starts_of
+from streams.wasm.batch import OP_PURGE, OP_PUT, Batch, Event, build
 from streams.wasm.buffers import Buffers
 from streams.wasm.builtin import builtin_for_merge, builtin_manifest, builtin_module
+from streams.wasm.columns import Array, starts_of
 from streams.wasm.decoder import Decoded as DecodedRun
 from streams.wasm.decoder import DecoderConfig, RecordDecoder, RecordReject
 from streams.wasm.engine import ModuleCache
@@ -76,26 +77,28 @@ class ParsedRun:
 class RunDecoder:
     """Decodes the runs of one table's input (the task's DecoderPort).
 
-    Records that cannot be decoded are reported to the keyspace's own table alone: one dead letter each.
+    Records that cannot be decoded are reported to the keyspace's own table alone: one dead letter each. `compact`: what
+    folds the table takes compact batches.
     """
 
-    def __init__(self, pool: DecoderPool, rules: RulesCache, table: FoldTable) -> None:
-        self._pool, self._rules, self._table = pool, rules, table
+    def __init__(self, pool: DecoderPool, rules: RulesCache, table: FoldTable, *, compact: bool = False) -> None:
+        self._pool, self._rules, self._table, self._compact = pool, rules, table, compact
 
     def decode(self, run: RunPort, from_offset: int) -> Decoded:
         """The events of `run` from `from_offset` on. DecodeError when the log itself is broken."""
         rules = self._rules.rules(self._table)
+        config = replace(rules.config, compact=True) if self._compact else rules.config
         if isinstance(run, SharedRun):
-            parsed = run.once((from_offset, rules.config), lambda: self._decode(run, from_offset, rules.config))
+            parsed = run.once((from_offset, config), lambda: self._decode(run, from_offset, config))
         else:
-            parsed = self._decode(run, from_offset, rules.config)
+            parsed = self._decode(run, from_offset, config)
         found, batch = parsed.run, parsed.batch
         if found.truncated:
             raise BadInput(f"{run.topic}/{run.partition}: a record batch at {found.next_position} is cut off")
         rejected = [_rejected(reject) for reject in found.rejects] if self._table.is_own else []
         last_ms = max((reject.append_ms for reject in found.rejects), default=0)
         if batch is not None:
-            last_ms = max(last_ms, int(batch.column("append_ms")[-1]))
+            last_ms = max(last_ms, batch.last_append_ms)
             if parsed.has_purges:
                 batch = purges_of(batch, self._table)
             batch, refused = fit(batch, rules) if batch.n else (batch, [])
@@ -109,7 +112,7 @@ class RunDecoder:
         finally:
             self._pool.give_back(decoder)
         batch = Batch.parse(found.batch) if found.n else None
-        return ParsedRun(found, batch, batch is not None and bool((batch.column("op") == OP_PURGE).any()))
+        return ParsedRun(found, batch, batch is not None and batch.has_purges)
 
 
 def purges_of(batch: Batch, table: FoldTable) -> Batch:
@@ -158,8 +161,7 @@ def fit(batch: Batch, rules: KeyspaceRules) -> tuple[Batch, list[Rejected]]:
     """The batch as the UDF can take it, and what it cannot: too large values, and values of other schema versions
     that do not resolve to the UDF's. Almost always the batch itself.
     """
-    ends = batch.column("value_end")
-    too_large = int(ends[-1]) > VALUE_BYTES_MAX and bool((ends - starts_of(ends)).max() > VALUE_BYTES_MAX)
+    too_large = batch.value_bytes_most > VALUE_BYTES_MAX and _longest(batch) > VALUE_BYTES_MAX
     if not too_large and (rules.input_schema is None or not _has_others(batch, rules)):
         return batch, []
     kept: list[Event] = []
@@ -172,9 +174,16 @@ def fit(batch: Batch, rules: KeyspaceRules) -> tuple[Batch, list[Rejected]]:
     return build(kept), refused
 
 
+def _longest(batch: Batch) -> int:
+    ends = batch.column("value_end").astype(np.int64)
+    return int((ends - starts_of(ends)).max())
+
+
 def _has_others(batch: Batch, rules: KeyspaceRules) -> bool:
     if not rules.others:
         return False
+    if batch.only_schema_id is not None:
+        return batch.only_schema_id in rules.others
     starts = starts_of(batch.column("value_end"))
     blob = batch.values
     ids = np.zeros(batch.n, np.int64)

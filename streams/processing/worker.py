@@ -130,7 +130,7 @@ class PartitionFactory:
             ChangelogWriter(writer, changelog),
             counted if udf.use.limited else restorer,
             InputPartition(self.admin, seek, tp, deployed.from_ms if deployed else 0),
-            RunDecoder(self.decoders, self.rules, table),
+            RunDecoder(self.decoders, self.rules, table, compact=isinstance(fold, FoldHost) and fold.takes_compact),
             self._folding(fold, udf, tp),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,

@@ -34,6 +34,8 @@ OUTPUTS_EXPORT = "streams_outputs"
 """Optional: a module that writes to output topics exports it."""
 CHANGED_EXPORT = "streams_changed"
 """Optional: how many rows the next take gives."""
+COMPACT_EXPORT = "streams_compact_v1"
+"""Optional: the module takes compact batches too."""
 
 
 def _is_i32_function(kind: object, n_params: int) -> bool:
@@ -74,9 +76,14 @@ def check_fold_module(compiled: CompiledModule) -> None:
     if compiled.is_component:
         return  # it has one export for all, and is asked what it is when it starts
     exports = _check_module(compiled, FOLD_MARKER, _FOLD_EXPORTS)
-    for name in (OUTPUTS_EXPORT, CHANGED_EXPORT):
+    for name in (OUTPUTS_EXPORT, CHANGED_EXPORT, COMPACT_EXPORT):
         if name in exports and not _is_i32_function(exports[name], 0):
             raise BadInput(f"export {name} has a wrong signature", field="module", fix="see wasm_udfs/ABI.md")
+
+
+def takes_compact(compiled: CompiledModule) -> bool:
+    """Whether a fold module takes compact batches too; else the host makes batches v1 of them."""
+    return not compiled.is_component and any(each.name == COMPACT_EXPORT for each in compiled.module.exports)
 
 
 def check_map_module(compiled: CompiledModule) -> None:

@@ -1,18 +1,19 @@
-"""Batch v1: many events in columns, the form in which they enter a module (layout: wasm_udfs/ABI.md)."""
+"""Batches: many events in columns, v1 or compact, as they enter a module (layouts: wasm_udfs/ABI.md)."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streams.model.errors import BadInput
+from streams.wasm import compact
+from streams.wasm.columns import Array, gather, starts_of
 
-MAGIC = 0x31425453
+MAGIC, MAGIC_COMPACT = 0x31425453, 0x32425453
 OP_PUT, OP_DELETE, OP_PURGE = 0, 1, 2
 _HEADER = struct.Struct("<IIII")
 _SECTION = struct.Struct("<IIII")
@@ -27,9 +28,8 @@ _FIXED: dict[int, tuple[str, str]] = {
     10: ("offset", "<i8"),
     11: ("part", "<i4"),
 }
-_KEYS, _VALUES, _OFFSETS, _PARTS, _TYPED = 7, 9, 10, 11, 64
+_OPS, _KEYS, _VALUES, _OFFSETS, _PARTS, _TYPED = 5, 7, 9, 10, 11, 64
 _REQUIRED = frozenset(range(1, 10))
-Array = npt.NDArray[Any]
 Buffer = bytes | npt.NDArray[np.uint8]
 """Bytes that nobody changes; large ones in numpy's memory."""
 
@@ -55,55 +55,50 @@ def _bytes(raw: Buffer) -> bytes:
     return raw if isinstance(raw, bytes) else raw.tobytes()
 
 
-def gather(blob: Array, starts: Array, ends: Array) -> Array:
-    """The concatenated slices blob[starts[i]:ends[i]], without a Python loop."""
-    lengths = ends - starts
-    total = int(lengths.sum())
-    if not total:
-        return np.empty(0, np.uint8)
-    before = np.cumsum(lengths) - lengths
-    return blob[np.repeat(starts - before, lengths) + np.arange(total)]
-
-
-def starts_of(ends: Array) -> Array:
-    """Where each slice starts, given where each ends."""
-    starts = np.zeros(len(ends), np.int64)
-    starts[1:] = ends[:-1]
-    return starts
-
-
 class Batch:
-    """A parsed batch v1: columns as numpy views over `raw` (immutable; nothing is copied)."""
+    """A parsed batch: columns as numpy views over `raw` (immutable; nothing is copied).
 
-    __slots__ = ("_sections", "n", "raw")
+    `is_compact`: it is in the form that holds nothing twice: puts of frames of one schema alone, none of them refused.
+    Its columns are the same; what is not kept by event is made when it is asked for, by `full` in the end.
+    """
 
-    def __init__(self, raw: Buffer, n: int, sections: dict[int, tuple[int, Array]]) -> None:
+    __slots__ = ("_full", "_sections", "is_compact", "n", "raw")
+
+    def __init__(
+        self, raw: Buffer, n: int, sections: dict[int, tuple[int, Array]], *, is_compact: bool = False
+    ) -> None:
         self.raw = raw
         self.n = n
+        self.is_compact = is_compact
         self._sections = sections
+        self._full: Batch | None = None
 
     @classmethod
     def parse(cls, raw: Buffer) -> Batch:
-        """The batch in `raw`. BadInput when it is not a whole, consistent batch v1; unknown sections are kept."""
+        """The batch in `raw`. BadInput when it is not a whole, consistent batch; unknown sections are kept."""
         if len(raw) < _HEADER.size:
             raise BadInput("a batch is at least 16 bytes", field="batch")
         magic, n, total, n_sections = _HEADER.unpack_from(_bytes(raw[: _HEADER.size]))
-        if magic != MAGIC or total != len(raw) or n_sections > (len(raw) - 16) // 16:
+        if magic not in (MAGIC, MAGIC_COMPACT) or total != len(raw) or n_sections > (len(raw) - 16) // 16:
             raise BadInput("not a batch v1 of this length", field="batch")
+        is_compact = magic == MAGIC_COMPACT
         sections: dict[int, tuple[int, Array]] = {}
         table = _bytes(raw[_HEADER.size : _HEADER.size + _SECTION.size * n_sections])
         for ident, at, size, width in _SECTION.iter_unpack(table):
             if at > total or size > total - at or (width and size != width * n):
                 raise BadInput(f"section {ident} lies outside the batch", field="batch")
             kind = _FIXED[ident][1] if ident in _FIXED else "u1"
-            if ident in _FIXED and np.dtype(kind).itemsize != width:
+            if ident in _FIXED and np.dtype(kind).itemsize != width and not is_compact:
                 raise BadInput(f"section {ident} has width {width}", field="batch")
             sections[ident] = (width, np.frombuffer(raw, kind, size // np.dtype(kind).itemsize, at))
-        batch = cls(raw, n, sections)
+        batch = cls(raw, n, sections, is_compact=is_compact)
         batch._check()
         return batch
 
     def _check(self) -> None:
+        if self.is_compact:
+            compact.check_compact(self.n, self._sections)
+            return
         if missing := _REQUIRED - self._sections.keys():
             raise BadInput(f"sections {sorted(missing)} are missing", field="batch")
         for ends, blob in ((self.column("key_end"), _KEYS), (self.column("value_end"), _VALUES)):
@@ -115,13 +110,52 @@ class Batch:
         """A column by name: append_ms, hlc, expires_ms, generation, op, key_end, value_end, offset, part."""
         for ident, (column, _) in _FIXED.items():
             if column == name:
-                return self._sections[ident][1]
+                return self._compact_column(ident) if self.is_compact else self._sections[ident][1]
         raise KeyError(name)
+
+    def _compact_column(self, ident: int) -> Array:
+        if ident == _OPS:
+            return np.zeros(self.n, np.uint8)
+        if ident == _PARTS:
+            return compact.parts(self.n, self._sections)
+        if ident in (6, 8):
+            return self.full().column(_FIXED[ident][0])
+        return compact.by_event(self.n, self._sections, ident)
+
+    def full(self) -> Batch:
+        """The same as a batch v1: itself, or of a compact one made when it is first asked for."""
+        if not self.is_compact:
+            return self
+        if self._full is None:  # threads may both make it, and then keep one
+            self._full = assemble(self.n, compact.expanded(self.n, self._sections))
+        return self._full
+
+    @property
+    def last_append_ms(self) -> int:
+        """The last event's append time, of a batch that has events."""
+        return int(self._sections[1][1][-1])
+
+    @property
+    def has_purges(self) -> bool:
+        """Whether there are purges among its events."""
+        return not self.is_compact and bool((self.column("op") == OP_PURGE).any())
+
+    @property
+    def only_schema_id(self) -> int | None:
+        """The schema of all values, where the batch's form says that it is one; None: look at each."""
+        return compact.schema_id(self._sections) if self.is_compact else None
+
+    @property
+    def value_bytes_most(self) -> int:
+        """No value is longer than this; not what the longest has."""
+        if self.is_compact:
+            return compact.value_bytes_most(self._sections)
+        return int(self.column("value_end")[-1]) if self.n else 0
 
     @property
     def values(self) -> Array:
         """The blob of all values."""
-        return self._sections[_VALUES][1]
+        return self.full()._sections[_VALUES][1]
 
     def typed_column(self, field: int, kind: str) -> Array | None:
         """The LONG or DOUBLE cells of value field `field` as numpy's 8-byte `kind`, if the batch carries them."""
@@ -136,10 +170,12 @@ class Batch:
     @property
     def has_parts(self) -> bool:
         """Whether some of the events may be puts of frames (section 11)."""
-        return _PARTS in self._sections
+        return self.is_compact or _PARTS in self._sections
 
     def event(self, index: int) -> Event:
         """One event, copied out; for reports and tests, not for the data path."""
+        if self.is_compact:
+            return self.full().event(index)
         keys, values = self._sections[_KEYS][1], self._sections[_VALUES][1]
         key_end, value_end = self.column("key_end"), self.column("value_end")
         key_at, value_at = (int(ends[index - 1]) if index else 0 for ends in (key_end, value_end))
@@ -161,6 +197,8 @@ class Batch:
 
     def select(self, indices: Sequence[int] | Array) -> Batch:
         """A new batch with the events at `indices`, in that order. Sections of width 0 that are unknown are dropped."""
+        if self.is_compact:
+            return self.full().select(indices)
         chosen = np.asarray(indices, dtype=np.int64)
         columns: dict[int, tuple[int, bytes]] = {}
         for ident, (width, data) in self._sections.items():

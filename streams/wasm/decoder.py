@@ -86,7 +86,7 @@ class SchemaProgram:
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """One keyspace's rules. `default_ttl_ms` None: events without a TTL never expire. `frame_schema_id`: records with
-    this schema are frames (0: none are).
+    this schema are frames (0: none are). `compact`: runs of nothing but frames come as compact batches where they can.
     """
 
     keyspace: str
@@ -95,6 +95,7 @@ class DecoderConfig:
     ttl_ms_min: int = TTL_MS_MIN
     ttl_ms_max: int = TTL_MS_MAX
     frame_schema_id: int = 0
+    compact: bool = False
 
     def encode(self) -> bytes:
         """The module's form of this config (wasm_udfs/ABI.md)."""
@@ -106,7 +107,7 @@ class DecoderConfig:
             programs.append(schema.program)
             at += len(schema.program)
         default = self.default_ttl_ms or 0
-        sizes = (len(prefix), len(self.schemas), self.frame_schema_id, 0)
+        sizes = (len(prefix), len(self.schemas), self.frame_schema_id, int(self.compact))
         head = _CONFIG.pack(default, self.ttl_ms_min, self.ttl_ms_max, CLOCK_AHEAD_MS, *sizes)
         return b"".join((head, *table, prefix, *programs))
 
@@ -135,7 +136,7 @@ class RecordReject:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded run. `batch` is batch v1 with offsets (section 10); `n` its events.
+    """A decoded run. `batch` is batch v1 with offsets (section 10), or compact if the config takes it; `n` its events.
 
     `next_position` is the position after what was decoded: the caller's `next_position`, or less when `truncated` (the
     last record batch was cut off: fetch again from there; nothing of it is in `batch`).

@@ -24,8 +24,9 @@ from enum import Enum
 import numpy as np
 
 from streams.model.errors import StreamsError
-from streams.wasm.abi import check_fold_module
-from streams.wasm.batch import Array, Batch, Buffer, Event
+from streams.wasm.abi import check_fold_module, takes_compact
+from streams.wasm.batch import Batch, Buffer, Event
+from streams.wasm.columns import Array
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_instance import FoldInstance, Output
 from streams.wasm.meter import UdfMeter
@@ -140,6 +141,7 @@ class FoldHost:
         self._wasm = wasm
         self._compiled = cache.load(wasm, stack_bytes=self._options.limits.stack_bytes)
         check_fold_module(self._compiled)
+        self.takes_compact = takes_compact(self._compiled)
         self.sha256 = module_hash(wasm)
         self._instance: FoldInstance | None = None
         self._load_rows: LoadRows | None = None
@@ -178,10 +180,11 @@ class FoldHost:
         self._cancelled.set()
 
     def fold(self, given: Buffer | Batch, load_rows: LoadRows, allowance: Allowance | None = None) -> list[Reject]:
-        """Folds a batch v1 (parsed, or its bytes); its rejected events, by index. Errors of `load_rows` pass through
-        and change nothing that `discard` does not mend. BadInput when bytes are no batch v1. `stopped` says afterwards
+        """Folds a batch (parsed, or its bytes); its rejected events, by index. Errors of `load_rows` pass through
+        and change nothing that `discard` does not mend. BadInput when bytes are no batch. `stopped` says afterwards
         whether all of it was folded, `changed_rows` how many rows the next take may give (None: unknown)."""
         batch = given if isinstance(given, Batch) else Batch.parse(given)
+        batch = batch if self.takes_compact else batch.full()
         self._load_rows = load_rows
         self.stopped = None
         if not batch.n:
@@ -337,6 +340,7 @@ class FoldHost:
 
     def _isolate(self, batch: Batch, allowance: Allowance) -> list[Reject]:
         """Folds all of a batch but its culprits, in order, into `_pending`; as far as it is allowed to."""
+        batch = batch.full()
         rejects: list[Reject] = []
         work: list[Array] = [np.arange(batch.n)]
         cuts = Records(batch)

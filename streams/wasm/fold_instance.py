@@ -8,7 +8,8 @@ import numpy as np
 
 from streams.model.keys import KEY_BYTES_MAX
 from streams.wasm.abi import CHANGED_EXPORT, OUTPUTS_EXPORT
-from streams.wasm.batch import Array, Batch, starts_of
+from streams.wasm.batch import Batch
+from streams.wasm.columns import Array, starts_of
 from streams.wasm.engine import CompiledModule, EngineHost, Limits, TrapKind, UdfTrap
 from streams.wasm.guest import open_guest
 from streams.wasm.meter import UdfMeter

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from streams.wasm.abi import check_map_module
-from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT, Array, Batch, Buffer
+from streams.wasm.batch import OP_DELETE, OP_PURGE, OP_PUT, Batch, Buffer
+from streams.wasm.columns import Array
 from streams.wasm.engine import Limits, ModuleCache, TrapKind, UdfTrap, module_hash
 from streams.wasm.fold_host import Allowance, Cancelled, Records, Reject, RejectKind, TrapReport
 from streams.wasm.fold_instance import OUTPUT_VALUE_BYTES_MAX, REASON_MAX
@@ -87,7 +88,7 @@ class MapHost:
         `allowance`: how far it may go with those that stop it; then it ends where a record begins (`stopped`), and the
         caller offers the rest again.
         """
-        batch = given if isinstance(given, Batch) else Batch.parse(given)
+        batch = (given if isinstance(given, Batch) else Batch.parse(given)).full()
         allowed, cuts = allowance or Allowance(), Records(batch)
         until_s, left, self.stopped = time.monotonic() + allowed.seconds, allowed.traps, None
         emitted: list[Emitted] = []

@@ -17,6 +17,7 @@
  * |x - m| > THRESHOLD s is flagged. RUN flagged readings in a row on one side are a new level: their mean and their mean
  * absolute deviation (if that is more) replace m and d. */
 #define STREAMS_NATIVE
+#define STREAMS_COMPACT
 #include "streams_rows.h"
 
 enum { KEY_MAX = 1024, UNCLIPPED = 8 };
@@ -31,14 +32,22 @@ enum { KEY_MAX = 1024, UNCLIPPED = 8 };
 #define LEAST 1e-9
 
 typedef struct { double value, expected, score; int64_t time; } alert;
+/* The score of the latest reading is off / sigma, which is worked out when somebody wants it: few do. What every reading looks
+ * at comes first, together. */
 typedef struct {
-  double value, expected, score, level, deviation, run_level, run_deviation;
-  int64_t time, readings, late, anomalies, shifts, run;
+  int64_t time, readings, run;
+  double level, deviation, value, expected, off, sigma;
   uint32_t anomalous, n_alerts;
+  double run_level, run_deviation;
+  int64_t late, anomalies, shifts;
   alert alerts[ALERTS]; /* the latest is at (anomalies - 1) % ALERTS */
 } state;
 
 static void streams_native_free(void *native) { streams_free(native, sizeof(state)); }
+
+STREAMS_INLINE double clamp(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+STREAMS_INLINE double magnitude(double x) { return x < 0 ? -x : x; }
+STREAMS_INLINE double score_of(const state *s) { return s->readings > WARM_UP ? clamp(s->off / s->sigma, SCORE_MAX) : 0; }
 
 /* ---- stored rows ---- */
 
@@ -82,7 +91,7 @@ static uint32_t streams_native_write(const streams_row *r, const void *native, u
   uint8_t metric[KEY_MAX], *p = streams_write_prefix(to, ANOMALY_ID);
   p = write_bytes(p, metric, metric_of(r, metric));
   p = streams_write_long(streams_write_double(p, s->value), s->time);
-  p = streams_write_double(streams_write_double(p, s->expected), s->score);
+  p = streams_write_double(streams_write_double(p, s->expected), score_of(s));
   *p++ = (uint8_t)s->anomalous;
   p = streams_write_long(streams_write_long(p, s->readings), s->late);
   p = streams_write_long(streams_write_long(p, s->anomalies), s->shifts);
@@ -109,7 +118,8 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
   s->value = streams_read_double(&in);
   s->time = streams_read_long(&in);
   s->expected = streams_read_double(&in);
-  s->score = streams_read_double(&in);
+  s->off = streams_read_double(&in);
+  s->sigma = 1;
   s->anomalous = (uint32_t)streams_read_boolean(&in);
   s->readings = streams_read_long(&in);
   s->late = streams_read_long(&in);
@@ -136,11 +146,8 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
 
 /* ---- the test ---- */
 
-STREAMS_INLINE double clamp(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
-STREAMS_INLINE double magnitude(double x) { return x < 0 ? -x : x; }
-
-STREAMS_INLINE double sigma_of(const state *s) {
-  double sigma = NORMAL * s->deviation, least = RESOLUTION * magnitude(s->level) + LEAST;
+STREAMS_INLINE double sigma_of(double level, double deviation) {
+  double sigma = NORMAL * deviation, least = RESOLUTION * magnitude(level) + LEAST;
   return sigma > least ? sigma : least;
 }
 
@@ -160,26 +167,32 @@ static void extend_run(state *s, double x, int64_t side) {
   s->shifts++;
 }
 
-/* Judges the reading and learns from it. */
-static void judge(state *s, double value, int64_t time) {
-  double x = clamp(value, LIMIT), off = s->readings ? x - s->level : 0, sigma = sigma_of(s), clip = CLIP * sigma;
-  double n = (double)++s->readings, seen = 1 / n;
+/* A reading that may be an anomaly. */
+STREAMS_COLD static void judge_far(state *s, double x) {
+  double score = score_of(s);
+  s->anomalous = magnitude(score) > THRESHOLD;
+  if (!s->anomalous) return;
+  s->alerts[s->anomalies++ % ALERTS] = (alert){s->value, s->expected, score, s->time};
+  s->n_alerts += s->n_alerts < ALERTS;
+  extend_run(s, x, score > 0 ? 1 : -1);
+}
+
+/* Judges the reading and learns from it. A weight is 1 / n while that is more than its own: then n is smaller than these. */
+STREAMS_INLINE void judge(state *s, double value, int64_t time) {
+  enum { LEVEL_FROM = 10, DEVIATION_FROM = 100 };
+  int64_t n = ++s->readings;
+  double x = clamp(value, LIMIT), level = s->level, deviation = s->deviation, off = n > 1 ? x - level : 0;
+  double sigma = sigma_of(level, deviation), pulled = n > UNCLIPPED ? clamp(off, CLIP * sigma) : off;
   s->value = value;
   s->time = time;
-  s->expected = s->readings > 1 ? s->level : x;
-  s->score = s->readings > WARM_UP ? clamp(off / sigma, SCORE_MAX) : 0;
-  s->anomalous = magnitude(s->score) > THRESHOLD;
-  double pulled = s->readings > UNCLIPPED ? clamp(off, clip) : off;
-  if (s->readings == 1) s->level = x;
-  s->level += (seen > LEVEL_WEIGHT ? seen : LEVEL_WEIGHT) * pulled;
-  if (s->readings > 1) {
-    seen = 1 / (n - 1);
-    s->deviation += (seen > DEVIATION_WEIGHT ? seen : DEVIATION_WEIGHT) * (magnitude(pulled) - s->deviation);
-  }
-  if (!s->anomalous) { s->run = 0; s->run_level = s->run_deviation = 0; return; }
-  s->alerts[s->anomalies++ % ALERTS] = (alert){value, s->expected, s->score, time};
-  s->n_alerts += s->n_alerts < ALERTS;
-  extend_run(s, x, s->score > 0 ? 1 : -1);
+  s->expected = n > 1 ? level : x;
+  s->off = off;
+  s->sigma = sigma;
+  s->level = (n > 1 ? level : x) + (n < LEVEL_FROM ? 1 / (double)n : LEVEL_WEIGHT) * pulled;
+  if (n > 1) s->deviation += (n <= DEVIATION_FROM ? 1 / (double)(n - 1) : DEVIATION_WEIGHT) * (magnitude(pulled) - deviation);
+  s->anomalous = 0;
+  if (magnitude(off) > (THRESHOLD - 0.01) * sigma) judge_far(s, x); /* rounding moves a score by far less */
+  if (!s->anomalous && s->run) { s->run = 0; s->run_level = s->run_deviation = 0; }
 }
 
 /* ---- from an event to its row; sources stay as long as the instance lives ---- */
@@ -203,8 +216,9 @@ static prepared *round_events;
 /* A metric, as values begin with it: prefix and Avro string. number: in a batch. */
 typedef struct { const uint8_t *wire; uint32_t len, name_at, hash, number; } metric;
 
-/* Where a reading goes. row NULL: nowhere, its source is bad. */
-typedef struct { source *source; streams_row *row; } target;
+/* Where a reading goes. row NULL: nowhere, its source is bad. state: what the row holds, once a reading of run number `run` has
+ * touched it; later ones of it only move the clock on, by `more` in the end. */
+typedef struct { source *source; streams_row *row; state *state; uint32_t run, more; } target;
 
 /* A batch of nothing but readings whose numbers and metrics come in columns: the target of event i is targets[pairs[i]], or
  * targets[i] when keys have no ids. targets NULL: the batch is none, and `round_events` says where its events go. */
@@ -342,11 +356,17 @@ enum { PAIRS_MIN = 1024, PAIRS_EACH = 8, METRICS_TRIED = 8 }; /* more pairs than
 static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end, uint32_t *metrics) {
   metric *found = streams_scratch(ids_end * sizeof *found), *latest_ones[METRICS_TRIED];
   uint32_t *firsts = streams_scratch(ids_end * sizeof *firsts), n = streams_first_of_ids(b->item_id[0], ids_end, b->n, firsts);
+  uint8_t *room = b->is_compact ? streams_scratch(5 * n + streams_get32(b->word_end[0] + 4 * (b->word_ends[0] - 1))) : 0;
   for (uint32_t i = 0; i < n; i++) {
     streams_event e;
     streams_event_read(b, firsts[i], &e);
     metric *m = &found[streams_get32(b->item_id[0] + 4 * firsts[i])];
     if (read_metric(&e, m)) return 0;
+    if (room) { /* the value is gone when the next one is read */
+      streams_copy(room, m->wire, m->len);
+      m->wire = room;
+      room += m->len;
+    }
     m->number = *metrics;
     for (uint32_t k = 0; k < METRICS_TRIED && k < *metrics; k++) {
       const metric *other = latest_ones[k];
@@ -364,16 +384,18 @@ STREAMS_APART static void find_targets(const streams_batch *b, const metric *met
   for (uint32_t from = 0; from < n; from += STREAMS_AHEAD) {
     uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
     for (uint32_t i = 0; i < some; i++) {
-      uint32_t event = events[from + i], at = streams_key_at(b, event);
-      hashes[i] = source_hash(b->keys + at, streams_get32(b->key_end + 4 * event) - at, &metrics[streams_get32(b->item_id[0] + 4 * event)]);
+      uint32_t event = events[from + i], len;
+      const uint8_t *key = streams_event_key(b, event, &len);
+      hashes[i] = source_hash(key, len, &metrics[streams_get32(b->item_id[0] + 4 * event)]);
     }
     for (uint32_t i = 0; slots_cap && i < some; i++) ahead[i] = slots[hashes[i] & (slots_cap - 1)].source;
     for (uint32_t i = 0; slots_cap && i < some; i++) sum += ahead[i] ? ahead[i]->key_len + ((const uint8_t *)(ahead[i] + 1))[32] : 0;
     for (uint32_t i = 0; i < some; i++) {
-      uint32_t event = events[from + i], at = streams_key_at(b, event);
+      uint32_t event = events[from + i], len;
+      const uint8_t *key = streams_event_key(b, event, &len);
       const metric *m = &metrics[streams_get32(b->item_id[0] + 4 * event)];
-      source *s = hashed_source(b->keys + at, streams_get32(b->key_end + 4 * event) - at, m, hashes[i]);
-      to[from + i] = (target){s, s->row};
+      source *s = hashed_source(key, len, m, hashes[i]);
+      to[from + i] = (target){s, s->row, 0, 0, 0};
       if (s->known || !s->row) continue;
       s->known = s->row->known;
       streams_ask(s->row);
@@ -446,7 +468,7 @@ STREAMS_COLD static void put_alert(const uint8_t *key, uint32_t key_len, const s
   p = write_bytes(p, bytes + from->id_at, from->id_len);
   p = write_bytes(p, bytes + from->key_len + from->name_at, from->wire_len - from->name_at);
   p = streams_write_long(streams_write_double(p, s->value), s->time);
-  p = streams_write_double(streams_write_double(p, s->expected), s->score);
+  p = streams_write_double(streams_write_double(p, s->expected), score_of(s));
   streams_output(0, key, key_len, value, (uint32_t)(p - value));
 }
 
@@ -456,15 +478,22 @@ STREAMS_INLINE moment moment_of(const streams_event *e) {
   return (moment){e->append_ms, e->expires_ms, streams_max(e->hlc, (uint64_t)e->append_ms << 16)};
 }
 
-/* The state that a reading was judged to be an anomaly by, else NULL. */
-STREAMS_INLINE const state *fold_put(const moment *now, streams_row *row, double value, int64_t time) {
+STREAMS_INLINE state *touched_state(const moment *now, streams_row *row) {
   streams_cell *c = streams_touch_at(row, now->clock, now->append_ms, now->expires_ms);
   state *s = (state *)c->payload.heap;
   if (!s) {
     s = streams_malloc(sizeof *s);
     __builtin_memset(s, 0, sizeof *s);
+    s->time = INT64_MIN;
+    s->sigma = 1;
     c->payload.heap = (uint8_t *)s;
-  } else if (time < s->time) {
+  }
+  return s;
+}
+
+/* The state that a reading was judged to be an anomaly by, else NULL. */
+STREAMS_INLINE const state *fold_reading(state *s, double value, int64_t time) {
+  if (time < s->time) {
     s->late++;
     return 0;
   }
@@ -483,29 +512,59 @@ STREAMS_APART static void states_ahead(const target *targets, uint32_t left) {
   streams_loaded = sum;
 }
 
-/* Readings in columns. 0; else a row is not loaded. */
-STREAMS_APART static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
-  for (uint32_t i = 0, run = 0; i < b->n;) {
-    uint32_t end = streams_run_end(b, i, &run);
-    streams_event e;
-    streams_event_read(b, i, &e);
-    moment now = moment_of(&e);
+static uint32_t runs_begun;
+
+/* The clocks of the rows that n targets touched in a run, moved on. */
+static void end_run(target **list, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) {
+    streams_row *r = list[i]->row;
+    r->cells[r->n_cells - 1].last_hlc = r->last_hlc += list[i]->more;
+    list[i]->more = 0;
+  }
+}
+
+/* Readings in columns, of one run. 0; else a row is not loaded. */
+STREAMS_APART static int fold_run(const streams_batch *b, uint32_t first, uint32_t end, target **list, streams_reject_list *rejects) {
+  streams_event e;
+  streams_event_read(b, first, &e);
+  moment now = moment_of(&e);
+  uint32_t run = ++runs_begun, n = 0, lives = now.expires_ms > now.append_ms;
 #pragma clang loop unroll_count(2)
-    for (; i < end; i++) {
-      if (!columns.pairs && !(i % STREAMS_AHEAD)) states_ahead(columns.targets + i, b->n - i);
-      const target *to = &columns.targets[columns.pairs ? streams_get32(columns.pairs + 4 * i) : i];
-      double value = streams_get_f64(b->typed[1] + 8 * i);
-      int64_t time = (int64_t)streams_get64(b->typed[2] + 8 * i);
+  for (uint32_t i = first; i < end; i++) {
+    if (!columns.pairs && !(i % STREAMS_AHEAD)) states_ahead(columns.targets + i, b->n - i);
+    target *to = &columns.targets[columns.pairs ? streams_get32(columns.pairs + 4 * i) : i];
+    double value = streams_get_f64(b->typed[1] + 8 * i);
+    int64_t time = (int64_t)streams_get64(b->typed[2] + 8 * i);
+    if (bad_numbers(value, time) || !to->row) {
       const char *bad = bad_numbers(value, time);
-      if (bad || !to->row) {
-        streams_reject(bad ? bad : to->source->bad);
-        streams_add_reject(rejects, i);
-        continue;
-      }
-      if (!to->row->known) return 1;
-      const state *s = fold_put(&now, to->row, value, time);
-      if (s) put_alert(b->keys + streams_key_at(b, i), streams_get32(b->key_end + 4 * i) - streams_key_at(b, i), to->source, s);
+      streams_reject(bad ? bad : to->source->bad);
+      streams_add_reject(rejects, i);
+      continue;
     }
+    if (to->run == run && lives) {
+      to->more++;
+    } else {
+      if (!to->row->known) return 1;
+      to->state = touched_state(&now, to->row);
+      to->run = run;
+      list[n] = to;
+      n += lives;
+    }
+    const state *s = fold_reading(to->state, value, time);
+    if (!s) continue;
+    uint32_t len;
+    const uint8_t *key = streams_event_key(b, i, &len);
+    put_alert(key, len, to->source, s);
+  }
+  end_run(list, n);
+  return 0;
+}
+
+static int fold_columns(const streams_batch *b, streams_reject_list *rejects) {
+  target **list = streams_scratch((b->n + 1) * sizeof *list);
+  for (uint32_t i = 0, run = 0, end; i < b->n; i = end) {
+    end = streams_run_end(b, i, &run);
+    if (fold_run(b, i, end, list, rejects)) return 1;
   }
   return 0;
 }
@@ -521,7 +580,7 @@ STREAMS_APART static int fold_events(const streams_batch *b, streams_reject_list
     if (row && !row->known) return 1;
     if (at->source) {
       moment now = moment_of(&e);
-      const state *s = fold_put(&now, row, at->value, at->time);
+      const state *s = fold_reading(touched_state(&now, row), at->value, at->time);
       if (s) put_alert(e.key, e.key_len, at->source, s);
     } else if (at->bad) rejected = streams_reject(at->bad);
     else if (e.op == STREAMS_OP_PURGE) rejected = streams_purge(&e, row);

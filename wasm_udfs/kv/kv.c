@@ -1,6 +1,7 @@
 /* kv: the last writer wins, in the order of the log (clocks decide between replicas). Payload: the put's value as it came. */
 #define STREAMS_LAST_WINS
 #define STREAMS_LAST_ALONE
+#define STREAMS_COMPACT
 #include "streams.h"
 
 int streams_fold_event(const streams_event *e, streams_row *r) {

@@ -10,14 +10,17 @@ enum {
   R_HEADER, R_TTL, R_CLOCK, R_SCHEMA, /* 14..19: avro_check.h */ R_FRAME = 20
 };
 enum { STATUS_OK = 0, STATUS_TRUNCATED = 1, STATUS_MAGIC = 2, STATUS_INPUT = -1 };
-enum { S_PART = 11, S_KEY_ID = 12, S_RUNS = 13, S_TYPED = 64, S_ITEM = S_TYPED + FRAME_COLUMNS_MAX, BUFFERS = S_ITEM + FRAME_COLUMNS_MAX };
+enum { STATUS_AGAIN = -2 }; /* the records are no compact batch: they are decoded again, into a batch v1 */
+enum { S_PART = 11, S_KEY_ID = 12, S_RUNS = 13, S_SCHEMA = 14, S_TYPED = 64, S_ITEM = S_TYPED + FRAME_COLUMNS_MAX };
+enum { S_WORD_END = S_ITEM + FRAME_COLUMNS_MAX, S_WORDS = S_WORD_END + FRAME_COLUMNS_MAX, BUFFERS = S_WORDS + FRAME_COLUMNS_MAX };
 enum { PART_NONE = -1, BATCH_HEADER = 61, CONFIG_BYTES = 48, KEY_MAX = 1024, OP_PURGE = 2, SECTIONS_MAX = S_RUNS + 2 * FRAME_COLUMNS_MAX };
+enum { MAGIC_V1 = 0x31425453, MAGIC_COMPACT = 0x32425453 };
 #define NEVER_MS INT64_MAX
 
 typedef struct { uint32_t id, op, at, len; } schema_entry;
 static struct {
   int64_t ttl_default_ms, ttl_min_ms, ttl_max_ms, ahead_ms;
-  uint32_t prefix_len, n_schemas, frame_id;
+  uint32_t prefix_len, n_schemas, frame_id, compact;
   uint8_t *bytes; /* the config as it came: prefix, schema table, programs */
   uint32_t size;
   const uint8_t *prefix;
@@ -60,6 +63,14 @@ static struct {
   int without_ids; /* so is something whose keys are no dictionary */
   int without_runs; /* or whose events differ in more than keys and values */
 } col;
+/* Whether the batch being made is a compact one: frames of one schema in which nothing is wrong, each a run. What is the same
+ * for a run is written once, keys and words once an item, and values not at all. */
+enum { COMPACT_COLUMNS = 4, COMPACT_KEYS_MAX = 1 << 20 };
+static struct {
+  int on, by_id; /* by_id: the keys of all frames so far are dictionaries; else none are */
+  uint32_t n_columns, word_bytes[COMPACT_COLUMNS];
+  uint8_t kinds[COMPACT_COLUMNS];
+} compact;
 static buffer reject_list, reject_blob; /* puts of frames stand in no input: the blob holds theirs */
 
 /* Typed columns are passed on when all events are puts of frames of one schema, with the same kinds. */
@@ -266,9 +277,31 @@ static uint32_t list_sections(section *to) {
   return n;
 }
 
+static uint32_t list_compact(section *to) {
+  static const uint8_t by_run[] = {1, 2, 3, 4, 10};
+  uint32_t n = 0;
+  for (uint32_t i = 0; i < sizeof by_run; i++) to[n++] = (section){by_run[i], 0, 8 * col.n_runs};
+  to[n++] = (section){6, 0, 4 * col.n_key_ids};
+  to[n++] = (section){7, 0, col.key_bytes};
+  if (compact.by_id) to[n++] = (section){S_KEY_ID, 4, 4 * col.n};
+  to[n++] = (section){S_RUNS, 0, 4 * col.n_runs};
+  uint8_t *schema = buffer_room(&sections[S_SCHEMA], 0, 8 + compact.n_columns, 0);
+  streams_put32(schema, typed.schema_id);
+  streams_put32(schema + 4, compact.n_columns);
+  __builtin_memcpy(schema + 8, compact.kinds, compact.n_columns);
+  to[n++] = (section){S_SCHEMA, 0, 8 + compact.n_columns};
+  for (uint32_t c = 0; c < compact.n_columns; c++) {
+    if (compact.kinds[c] != KIND_BYTES) { to[n++] = (section){S_TYPED + c, 8, 8 * col.n}; continue; }
+    to[n++] = (section){S_ITEM + c, 4, 4 * col.n};
+    to[n++] = (section){S_WORD_END + c, 0, 4 * typed.n_ids[c]};
+    to[n++] = (section){S_WORDS + c, 0, compact.word_bytes[c]};
+  }
+  return n;
+}
+
 static void close_columns(void) {
   section list[SECTIONS_MAX];
-  uint32_t n_sections = list_sections(list), at = 16 + 16 * n_sections;
+  uint32_t n_sections = compact.on ? list_compact(list) : list_sections(list), at = 16 + 16 * n_sections;
   uint8_t *header = streams_scratch(at);
   piece *pieces = streams_scratch((n_sections + 1) * sizeof *pieces);
   pieces[0] = (piece){(uint32_t)(uintptr_t)header, at};
@@ -284,7 +317,7 @@ static void close_columns(void) {
     pieces[i + 1] = (piece){(uint32_t)(uintptr_t)sections[each->id].p, padded};
     at += padded;
   }
-  streams_put32(header, 0x31425453u);
+  streams_put32(header, compact.on ? MAGIC_COMPACT : MAGIC_V1);
   streams_put32(header + 4, col.n);
   streams_put32(header + 8, at);
   streams_put32(header + 12, n_sections);
@@ -514,6 +547,81 @@ static void end_frame(const frame *f, uint32_t first) {
   runs[col.n_runs++] = first;
 }
 
+/* ---- frames of compact batches ---- */
+
+/* Whether a frame whose schema is known may be a run of the compact batch, as far as its head tells. */
+static int is_compact(const frame *f, const schema_entry *schema) {
+  uint32_t items = f->keys.items <= f->count ? f->keys.items : f->count;
+  if (schema->op || f->ttl_form == TTL_EACH || !f->n_columns || f->n_columns > COMPACT_COLUMNS) return 0;
+  if (typed.state != TYPED_ON || col.n_key_ids + items > COMPACT_KEYS_MAX) return 0;
+  int by_id = f->keys.encoding == ENC_DICTIONARY;
+  if (!col.n_runs) {
+    compact.by_id = by_id;
+    compact.n_columns = f->n_columns;
+    for (uint32_t c = 0; c < f->n_columns; c++) {
+      compact.kinds[c] = (uint8_t)f->columns[c].kind;
+      compact.word_bytes[c] = 0;
+    }
+  }
+  if (by_id != compact.by_id || f->n_columns != compact.n_columns) return 0;
+  for (uint32_t c = 0; c < f->n_columns; c++) {
+    const frame_column *each = &f->columns[c];
+    if (each->kind != compact.kinds[c]) return 0;
+    if (each->kind > KIND_DOUBLE && (each->kind != KIND_BYTES || each->encoding != ENC_DICTIONARY)) return 0;
+  }
+  return 1;
+}
+
+STREAMS_INLINE void put_of_run(uint32_t id, uint64_t value) {
+  uint64_t *list = (uint64_t *)buffer_room(&sections[id], 8 * col.n_runs, 8, 0);
+  list[col.n_runs] = value;
+}
+
+/* The items of a column of texts after those that are there; how many bytes. `ends`: ids given out so far. */
+static uint32_t put_words(uint32_t end_id, uint32_t bytes_id, const frame_column *c, uint32_t ends, uint32_t bytes) {
+  uint32_t *to = (uint32_t *)buffer_room(&sections[end_id], 4 * ends, 4ull * c->items, 0) + ends, len = c->at[c->items];
+  __builtin_memcpy(buffer_room(&sections[bytes_id], bytes, len, 0) + bytes, c->bytes, len);
+  for (uint32_t i = 0; i < c->items; i++) to[i] = bytes + c->at[i + 1];
+  return len;
+}
+
+static void put_ids(uint32_t id, const frame_column *c, uint32_t n, uint32_t base, uint64_t hint) {
+  uint32_t *to = (uint32_t *)buffer_room(&sections[id], 4 * col.n, 4ull * n, 4ull * n * hint) + col.n;
+  const uint32_t *index = c->index;
+  for (uint32_t i = 0; i < n; i++) to[i] = base + index[i];
+}
+
+/* A prepared frame, all of whose puts are good, becomes a run. */
+static void put_run(const frame *f, const record *r, int64_t expires_ms, uint64_t hint) {
+  uint32_t n = f->count;
+  put_of_run(1, (uint64_t)r->append_ms);
+  put_of_run(2, r->hlc);
+  put_of_run(3, (uint64_t)expires_ms);
+  put_of_run(4, r->generation);
+  put_of_run(10, (uint64_t)r->offset);
+  uint32_t *runs = (uint32_t *)buffer_room(&sections[S_RUNS], 4 * col.n_runs, 4, 0);
+  runs[col.n_runs++] = col.n;
+  if (compact.by_id) put_ids(S_KEY_ID, &f->keys, n, col.n_key_ids, hint);
+  col.key_bytes += put_words(6, 7, &f->keys, col.n_key_ids, col.key_bytes);
+  col.n_key_ids += f->keys.items;
+  for (uint32_t c = 0; c < f->n_columns; c++) {
+    const frame_column *each = &f->columns[c];
+    if (each->kind != KIND_BYTES) continue; /* the numbers are where they belong */
+    put_ids(S_ITEM + c, each, n, typed.n_ids[c], hint);
+    compact.word_bytes[c] += put_words(S_WORD_END + c, S_WORDS + c, each, typed.n_ids[c], compact.word_bytes[c]);
+    typed.n_ids[c] += each->items;
+  }
+  col.n += n;
+}
+
+/* expires_ms of all puts of a frame whose TTLs are not each its own; 0: it is out of range. */
+static int one_expiry(const frame *f, const record *r, int64_t *expires_ms) {
+  *expires_ms = r->expires_ms;
+  if (f->ttl_form != TTL_ALL || !f->ttl_ms) return 1;
+  *expires_ms = (int64_t)((uint64_t)r->append_ms + (uint64_t)f->ttl_ms);
+  return ttl_in_range((uint64_t)f->ttl_ms);
+}
+
 /* Writes out the puts of a frame; a reason when the record as a whole is none. `left`: bytes of input after it;
  * `count` and `size` of its record batch, whose records keep their room. */
 static int expand_frame(record *r, uint32_t left, uint32_t count, uint32_t size) {
@@ -526,7 +634,15 @@ static int expand_frame(record *r, uint32_t left, uint32_t count, uint32_t size)
   if (!schema) { r->detail = f.schema_id; return R_SCHEMA; }
   uint64_t hint = left / (uint32_t)r->value_len;
   typed_begin(&f);
+  if (compact.on && !is_compact(&f, schema)) return STATUS_AGAIN;
   if (!prepare_frame(&f, (uint32_t)r->value_len, hint)) return R_FRAME;
+  if (compact.on) {
+    int64_t expires_ms;
+    int whole = one_expiry(&f, r, &expires_ms) && !check_keys(&f, arena_take(f.keys.items));
+    if (!whole || !frame_bodies_valid(&f, config.bytes + schema->at, schema->len)) return STATUS_AGAIN;
+    put_run(&f, r, expires_ms, hint);
+    return 0;
+  }
   make_room((uint64_t)f.count + count, f.key_bytes + size, f.value_bytes + size, hint);
   col.frames = 1;
   r->op = schema->op;
@@ -568,11 +684,12 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
   uint32_t n = col.n, n_rejects = col.n_rejects, key_bytes = col.key_bytes, value_bytes = col.value_bytes;
   uint32_t reject_bytes = col.reject_bytes, most = count < size / 7 ? count : size / 7; /* a record takes 7 bytes */
   int frames = col.frames;
-  make_room(most, size, size, left / size);
+  if (!compact.on) make_room(most, size, size, left / size);
   p += BATCH_HEADER;
   for (uint32_t i = 0; i < count; i++) {
     int64_t length;
     if (!varint(&p, end, &length) || length < 0 || length > end - p || i == most) {
+      if (compact.on) return STATUS_AGAIN;
       col.n = n; col.n_rejects = n_rejects; col.key_bytes = key_bytes; col.value_bytes = value_bytes;
       col.reject_bytes = reject_bytes; col.frames = frames; typed.state = TYPED_OFF; col.without_ids = col.without_runs = 1;
       return STATUS_TRUNCATED;
@@ -592,12 +709,36 @@ static int decode_batch(const uint8_t *p, const uint8_t *end, int64_t from, int6
     } else if (!code) {
       code = check_record(&r);
     }
+    if (compact.on) return STATUS_AGAIN; /* a record that is no frame, or one of which something is refused */
     if (code) { emit_reject(&r, code, PART_NONE); continue; }
     typed.state = TYPED_OFF;
     col.without_ids = col.without_runs = 1;
     emit(&r);
   }
   return STATUS_OK;
+}
+
+/* Decodes record batches whose sizes are known to fit, into the columns. */
+static void decode_all(const uint8_t *input, const uint8_t *end, int64_t from, int64_t next) {
+  uint32_t batches = streams_get32(input);
+  const uint8_t *p = input + 4 + 4 * batches;
+  int64_t decoded = from;
+  col.n = col.key_bytes = col.value_bytes = col.n_rejects = col.reject_bytes = 0;
+  col.frames = col.without_ids = col.without_runs = 0;
+  col.n_key_ids = col.n_runs = 0;
+  typed.state = TYPED_OPEN;
+  if (!compact.on) make_room(0, 0, 0, 0);
+  out.status = STATUS_OK;
+  out.next = next;
+  for (uint32_t i = 0; i < batches && out.status == STATUS_OK; i++) {
+    uint32_t size = streams_get32(input + 4 + 4 * i);
+    if (size < BATCH_HEADER) out.status = STATUS_TRUNCATED;
+    else if (p[16] != 2) out.status = STATUS_MAGIC;
+    else out.status = decode_batch(p, p + size, from, next, (uint32_t)(end - p) - size);
+    if (out.status != STATUS_OK) out.next = decoded;
+    else if ((int64_t)be64(p) + (int32_t)be32(p + 23) + 1 > decoded) decoded = (int64_t)be64(p) + (int32_t)be32(p + 23) + 1;
+    p += size;
+  }
 }
 
 /* ---- exports ---- */
@@ -619,6 +760,7 @@ STREAMS_EXPORT("streams_configure") int32_t streams_configure(const uint8_t *p, 
   config.n_schemas = streams_get32(p + 36);
   config.schemas = (const schema_entry *)(p + CONFIG_BYTES);
   config.frame_id = streams_get32(p + 40);
+  config.compact = streams_get32(p + 44);
   config.prefix = p + CONFIG_BYTES + 16 * config.n_schemas;
   config.last = 0;
   streams_round_over = 1;
@@ -636,23 +778,11 @@ STREAMS_EXPORT("streams_decode") void *streams_decode(const uint8_t *input, uint
     if (size > (uint32_t)(end - p)) return &out;
     p += size;
   }
-  col.n = col.key_bytes = col.value_bytes = col.n_rejects = col.reject_bytes = 0;
-  col.frames = col.without_ids = col.without_runs = 0;
-  col.n_key_ids = col.n_runs = 0;
-  typed.state = TYPED_OPEN;
-  make_room(0, 0, 0, 0);
-  out.status = STATUS_OK;
-  out.next = next;
-  p = input + 4 + 4 * batches;
-  int64_t decoded = from;
-  for (uint32_t i = 0; i < batches && out.status == STATUS_OK; i++) {
-    uint32_t size = streams_get32(input + 4 + 4 * i);
-    if (size < BATCH_HEADER) out.status = STATUS_TRUNCATED;
-    else if (p[16] != 2) out.status = STATUS_MAGIC;
-    else out.status = decode_batch(p, p + size, from, next, (uint32_t)(end - p) - size);
-    if (out.status != STATUS_OK) out.next = decoded;
-    else if ((int64_t)be64(p) + (int32_t)be32(p + 23) + 1 > decoded) decoded = (int64_t)be64(p) + (int32_t)be32(p + 23) + 1;
-    p += size;
+  compact.on = config.compact != 0;
+  decode_all(input, end, from, next);
+  if (out.status == STATUS_AGAIN) {
+    compact.on = 0;
+    decode_all(input, end, from, next);
   }
   close_columns();
   return &out;

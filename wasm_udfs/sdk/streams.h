@@ -10,6 +10,8 @@
  * keep nothing of a put that the next one replaces (they touch the row, as for every put, but need not write its payload).
  * With STREAMS_LAST_ALONE defined as well, a put that another of its key follows at the same clock and expiry may not be shown at
  * all: only its clock counts. For modules that refuse no put, make no outputs, and write the same whatever came before.
+ * With STREAMS_COMPACT defined, batches come compact where they can, a sixth of their size: `e->value` then holds until the
+ * function returns, no longer. A module that keeps no pointers may define it.
  * The function becomes part of the loop that calls it: `static`, so include this file before it is declared (or define
  * STREAMS_FOLD_ELSEWHERE when it is in another object), and a trap's backtrace shows it as `streams_fold`.
  * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
@@ -174,7 +176,7 @@ STREAMS_APART static int streams_fold_runs(const streams_batch *b, streams_rejec
 /* The rows of a batch without key ids, which are at hand. */
 STREAMS_APART static void streams_near_rows(const streams_batch *b) {
 #pragma clang loop unroll_count(2)
-  for (uint32_t i = 0, at = 0; i < b->n; i++) {
+  for (uint32_t i = 0, at = 0; i < b->n; i++) { /* keys without ids stand one after the other */
     uint32_t end = streams_get32(b->key_end + 4 * i);
     streams_row *row = streams_find(b->keys + at, end - at);
     streams_ask(row);

@@ -220,8 +220,9 @@ STREAMS_UNUSED static void streams_rows_ahead(const streams_batch *b, const uint
   uint32_t sum = 0;
   const streams_row *rows[STREAMS_AHEAD];
   for (uint32_t i = 0; i < n; i++) {
-    uint32_t at = streams_key_at(b, events[i]);
-    hashes[i] = streams_hash(b->keys + at, streams_get32(b->key_end + 4 * events[i]) - at);
+    uint32_t len;
+    const uint8_t *key = streams_event_key(b, events[i], &len);
+    hashes[i] = streams_hash(key, len);
   }
   if (streams_slot_used < STREAMS_ROWS_NEAR) return;
   for (uint32_t i = 0; i < n; i++) rows[i] = streams_slots[hashes[i] & (streams_slot_cap - 1)].row;
@@ -236,8 +237,9 @@ STREAMS_APART STREAMS_UNUSED static void streams_find_rows(const streams_batch *
     uint32_t some = n - from < STREAMS_AHEAD ? n - from : STREAMS_AHEAD;
     streams_rows_ahead(b, events + from, some, hashes);
     for (uint32_t i = 0; i < some; i++) {
-      uint32_t event = events[from + i], at = streams_key_at(b, event);
-      rows[from + i] = streams_find_hashed(b->keys + at, streams_get32(b->key_end + 4 * event) - at, hashes[i]);
+      uint32_t len;
+      const uint8_t *key = streams_event_key(b, events[from + i], &len);
+      rows[from + i] = streams_find_hashed(key, len, hashes[i]);
     }
   }
 }
@@ -396,6 +398,9 @@ STREAMS_UNUSED static int streams_is_prepared(const uint8_t *p) {
 }
 
 STREAMS_EXPORT("streams_abi_v1") int32_t streams_abi_v1(void) { return 1; }
+#ifdef STREAMS_COMPACT
+STREAMS_EXPORT("streams_compact_v1") int32_t streams_compact_v1(void) { return 1; }
+#endif
 
 /* The rows that the round being prepared lacks: begin, ask for each row needed (as often as one likes), answer. */
 static streams_row **streams_missing;

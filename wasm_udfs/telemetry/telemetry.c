@@ -22,6 +22,7 @@
  * the bits of the double, so it is exact and the same everywhere. Variance: Youngs and Cramer's update. */
 #define STREAMS_NATIVE
 #define STREAMS_EVICT
+#define STREAMS_COMPACT
 #include "streams_rows.h"
 
 enum { SEGMENT_S = 10, SEGMENT_MS = SEGMENT_S * 1000, SEPARATOR = 0x1f, KEY_MAX = 1024, SERIES_MAX = 16, NEAR = 2, METRIC_LISTS = 256 };
@@ -946,14 +947,16 @@ static struct {
 static void find_leaders(const streams_batch *b, const uint32_t *events, uint32_t n, device **to) {
   uint32_t hashes[STREAMS_AHEAD], sum = 0;
   for (uint32_t i = 0; i < n; i++) {
-    uint32_t at = streams_key_at(b, events[i]);
-    hashes[i] = streams_hash(b->keys + at, streams_get32(b->key_end + 4 * events[i]) - at);
+    uint32_t len;
+    const uint8_t *key = streams_event_key(b, events[i], &len);
+    hashes[i] = streams_hash(key, len);
   }
   for (uint32_t i = 0; slots_cap && i < n; i++) to[i] = slots[hashes[i] & (slots_cap - 1)].device;
   for (uint32_t i = 0; slots_cap && i < n; i++) sum += to[i] ? to[i]->known + *(const uint8_t *)(to[i] + 1) : 0;
   for (uint32_t i = 0; i < n; i++) {
-    uint32_t at = streams_key_at(b, events[i]);
-    device *d = hashed_device(b->keys + at, streams_get32(b->key_end + 4 * events[i]) - at, hashes[i]);
+    uint32_t len;
+    const uint8_t *key = streams_event_key(b, events[i], &len);
+    device *d = hashed_device(key, len, hashes[i]);
     to[i] = d->bad ? 0 : d->leader;
   }
   for (uint32_t i = 0; i < n; i++) sum += to[i] && to[i]->first ? to[i]->first->near[0].group : 0;
@@ -1215,7 +1218,7 @@ STREAMS_APART static int fold_chunk(const streams_batch *b, const chunk *c, stre
       fold_shared(b, at);
       continue;
     }
-    if (b->op[at] == STREAMS_OP_PURGE && e->purged && !e->purged->known) return 1;
+    if (!b->is_compact && b->op[at] == STREAMS_OP_PURGE && e->purged && !e->purged->known) return 1;
     if (fold_other(b, at)) streams_add_reject(rejects, at);
     forget_touches();
   }
