@@ -46,7 +46,7 @@ class Unit:
 class ChangelogOptions:
     """`buffer_bytes` bounds the rows of one partition that wait for their marker."""
 
-    buffer_bytes: int = 256 * 1024 * 1024
+    buffer_bytes: int = 512 * 1024 * 1024
     fetch: FetchOptions = FetchOptions(client_id="streams-changelog")  # noqa: RUF009 (frozen)
 
 

@@ -152,22 +152,24 @@ class TablePartition:
         elif self._unwritten and self._marker is not None:
             batch[MARKER_KEY] = self._marker.encode()
         batch[_OFFSET] = changelog_offset.to_bytes(8, "little")
+        written_bytes = int(batch.size_in_bytes())
         self._write(batch, self._no_wal if self._restoring or not self._options.wal else None)
         if marker is not None:
             self._marker = marker
         self._offset, self._unwritten, self._written_s = changelog_offset, False, time.monotonic()
         self._unflushed_removals |= removed
-        self._flush_if_due()
+        self._flush_if_due(written_bytes)
         return len(rows)
 
-    def _flush_if_due(self) -> None:
-        """Without a log, what was written reaches the disk in bounded time."""
-        if self._options.wal or self._restoring:
+    def _flush_if_due(self, written_bytes: int = 0) -> None:
+        """Without a log, what was written reaches the disk in bounded time. A batch larger than a memtable goes at
+        once: RocksDB itself would keep it in memory until the next write, which may be long in coming."""
+        options = self._options
+        if options.wal or self._restoring:
             return
         now_s = time.monotonic()
-        if now_s - self._flushed_s >= (
-            self._options.removals_flush_s if self._unflushed_removals else self._options.flush_s
-        ):
+        after_s = options.removals_flush_s if self._unflushed_removals else options.flush_s
+        if written_bytes >= options.write_buffer_bytes or now_s - self._flushed_s >= after_s:
             self._flushed_s, self._unflushed_removals = now_s, False
             self._db.flush(False)
 

@@ -53,7 +53,7 @@ def test_a_manifest_that_does_not_fit_its_table_is_an_error() -> None:
 
 def test_the_worker_folds_under_the_manifests_limits() -> None:
     fold = builtin_fold(TABLE, MODULES)
-    assert fold._options.limits.memory_bytes == 512 << 20 and fold._options.outputs == 1
+    assert fold._options.limits.memory_bytes == 1 << 30 and fold._options.outputs == 1
 
 
 def test_its_topics_are_made_with_the_keyspace() -> None:
