@@ -6,8 +6,11 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from streams.model import memory
 
 _PROBE = """
 import gc, json, os, threading
@@ -41,3 +44,17 @@ def test_what_threads_free_goes_back_to_the_system() -> None:
     assert told
     assert thresholds == [50_000, 20, 50] and frozen > 1_000
     assert left_bytes < 16 << 20, "64 MiB were held at once, by eight threads"
+
+
+def test_a_share_of_the_machine_lies_between_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", limit)
+    whole = memory.machine_bytes()
+    assert whole > 64 << 20
+    limit.write_text("max\n")
+    assert memory.machine_bytes() == whole
+    limit.write_text("8000000\n")
+    assert memory.machine_bytes() == 8_000_000
+    assert memory.machine_share(8, 10, 5_000_000) == 1_000_000
+    assert memory.machine_share(8, 10, 500_000) == 500_000
+    assert memory.machine_share(8, 2_000_000, 5_000_000) == 2_000_000
