@@ -54,8 +54,8 @@ class CommitOptions:
     age_max_s: float = 7.5
     soft_bytes: int = 48 << 20
     hard_bytes: int = 128 << 20
-    soft_row_bytes: int = 128 << 20
-    hard_row_bytes: int = 192 << 20
+    soft_row_bytes: int = 64 << 20
+    hard_row_bytes: int = 96 << 20
     heartbeat_s: float = 0.5
 
 

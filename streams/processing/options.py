@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streams.model.memory import machine_share
+from streams.processing.commit import CommitOptions
 from streams.processing.partition_runner import RunnerOptions
 from streams.processing.partition_task import TaskOptions
 from streams.processing.topics import LogOptions
@@ -23,6 +25,11 @@ STORE = StoreOptions(
     wal=False,  # the changelog has everything, and is read to its end before a partition is folded
 )
 """A worker reads a row when it first touches its key, and after that has it in memory; nobody else reads here."""
+
+UNIT_BYTES = machine_share(192, 64 << 20, 128 << 20)
+"""Of rows that wait to be committed, in one partition of a table: with more, one row stands for more events."""
+
+TASK = TaskOptions(CommitOptions(soft_row_bytes=UNIT_BYTES, hard_row_bytes=UNIT_BYTES * 3 // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class WorkerOptions:
     only_builtin: bool = False
     logs: LogOptions = field(default_factory=LogOptions)
     store: StoreOptions = STORE
-    task: TaskOptions = field(default_factory=TaskOptions)
+    task: TaskOptions = TASK
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)
     caps: Limits = DEFAULT_CAPS
