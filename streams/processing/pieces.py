@@ -8,15 +8,16 @@ from dataclasses import replace
 from streams.kafka.run import Run, batch_header
 
 PIECE_BYTES = 4 << 20
-FRAME_BYTES_FROM, FRAME_EXPANSION = 4 << 10, 4
+FRAME_BYTES_FROM = 4 << 10
+FRAME_EXPANSION, COMPACT_EXPANSION = 10, 4
+"""How many times a frame's bytes its puts take, in a batch v1 or in a compact one (24 bytes a reading for 12 or 34)."""
 
 
-def pieces(run: Run, limit_bytes: int = PIECE_BYTES) -> list[Run]:
+def pieces(run: Run, limit_bytes: int = PIECE_BYTES, expansion: int = FRAME_EXPANSION) -> list[Run]:
     """The run as runs that follow on one another, cut between record batches.
 
     Each is expected to take at most about `limit_bytes` once decoded: records of FRAME_BYTES_FROM bytes on average may
-    be frames, whose readings take twice as much in a compact batch, ten times in a batch v1: FRAME_EXPANSION is between
-    the two. A batch alone may be larger.
+    be frames, whose puts take some `expansion` times as much in columns. A batch alone may be larger.
     """
     if len(run.batches) < 2:
         return [run]
@@ -25,7 +26,7 @@ def pieces(run: Run, limit_bytes: int = PIECE_BYTES) -> list[Run]:
     weight, base, at = 0, run.base, run.base
     for batch in run.batches:
         header = batch_header(batch)
-        size = len(batch) * (FRAME_EXPANSION if len(batch) >= FRAME_BYTES_FROM * header.records else 1)
+        size = len(batch) * (expansion if len(batch) >= FRAME_BYTES_FROM * header.records else 1)
         if held and weight + size > limit_bytes:
             found.append(replace(run, base=base, next=at, batches=tuple(held)))
             held, weight, base = [], 0, at
@@ -36,9 +37,14 @@ def pieces(run: Run, limit_bytes: int = PIECE_BYTES) -> list[Run]:
     return found
 
 
-def offer_pieces(run: Run, offer: Callable[[Run, Callable[[], object]], object], done: Callable[[], object]) -> None:
+def offer_pieces(
+    run: Run,
+    offer: Callable[[Run, Callable[[], object]], object],
+    done: Callable[[], object],
+    expansion: int = FRAME_EXPANSION,
+) -> None:
     """`offer` the pieces of a run; `done` is called once, when each of them is done."""
-    parts = pieces(run)
+    parts = pieces(run, expansion=expansion)
     left = len(parts)
 
     def one_done() -> None:

@@ -33,7 +33,7 @@ from streams.processing.metrics import MetricsServer, MinuteLine, WorkerCollecto
 from streams.processing.options import WorkerOptions
 from streams.processing.partition_runner import PartitionRunner
 from streams.processing.partition_task import PartitionTask, TaskIdentity
-from streams.processing.pieces import offer_pieces
+from streams.processing.pieces import COMPACT_EXPANSION, FRAME_EXPANSION, offer_pieces
 from streams.processing.ports import FoldPort, TaskPorts
 from streams.processing.position import lost_are_expired
 from streams.processing.restore import ChangelogRestorer, RestoreOptions
@@ -85,6 +85,7 @@ class PartitionFactory:
         self.encoder = UnitEncoder(self.modules, _WRITER.batch_bytes)
         self.rules = RulesCache(catalog)
         self.udfs = UdfRuns()
+        self.compact: set[str] = set()  # tables whose module takes compact batches
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{int(time.time())}"
 
     def tables_of(self, topic: str) -> list[FoldTable]:
@@ -106,6 +107,8 @@ class PartitionFactory:
             fold = deployed_fold(table, deployed, self.modules, udf.meter)
         else:
             fold = builtin_fold(table, self.modules, udf.meter)
+            if fold.takes_compact:  # the platform's own alone: `udf test` would not show what users' modules do
+                self.compact.add(table.name)
         identity = TaskIdentity(
             table.name,
             tp.partition,
@@ -130,7 +133,7 @@ class PartitionFactory:
             ChangelogWriter(writer, changelog),
             counted if udf.use.limited else restorer,
             InputPartition(self.admin, seek, tp, deployed.from_ms if deployed else 0),
-            RunDecoder(self.decoders, self.rules, table, compact=isinstance(fold, FoldHost) and fold.takes_compact),
+            RunDecoder(self.decoders, self.rules, table, compact=table.name in self.compact),
             self._folding(fold, udf, tp),
             CatalogSchemas(self.catalog, keyspace.name),
             self.threads,
@@ -205,7 +208,8 @@ class Worker:
         if shared is None:
             done()
         else:
-            offer_pieces(run, shared.offer, done)
+            is_compact = self._factory.compact.issuperset(shared.runners)
+            offer_pieces(run, shared.offer, done, COMPACT_EXPANSION if is_compact else FRAME_EXPANSION)
 
     def _assign(self, assigned: frozenset[TP]) -> None:
         if self._closing:  # a rebalance was under way when the stop came: what began now would outlive its threads

@@ -56,13 +56,13 @@ def _bytes(raw: Buffer) -> bytes:
 
 
 class Batch:
-    """A parsed batch: columns as numpy views over `raw` (immutable; nothing is copied).
+    """A parsed batch: columns as numpy views over `raw` (immutable; of a batch v1 nothing is copied).
 
     `is_compact`: it is in the form that holds nothing twice: puts of frames of one schema alone, none of them refused.
     Its columns are the same; what is not kept by event is made when it is asked for, by `full` in the end.
     """
 
-    __slots__ = ("_full", "_sections", "is_compact", "n", "raw")
+    __slots__ = ("_sections", "is_compact", "n", "raw")
 
     def __init__(
         self, raw: Buffer, n: int, sections: dict[int, tuple[int, Array]], *, is_compact: bool = False
@@ -71,7 +71,6 @@ class Batch:
         self.n = n
         self.is_compact = is_compact
         self._sections = sections
-        self._full: Batch | None = None
 
     @classmethod
     def parse(cls, raw: Buffer) -> Batch:
@@ -123,12 +122,13 @@ class Batch:
         return compact.by_event(self.n, self._sections, ident)
 
     def full(self) -> Batch:
-        """The same as a batch v1: itself, or of a compact one made when it is first asked for."""
-        if not self.is_compact:
-            return self
-        if self._full is None:  # threads may both make it, and then keep one
-            self._full = assemble(self.n, compact.expanded(self.n, self._sections))
-        return self._full
+        """The same as a batch v1: itself, or of a compact one another, many times as large, which is not kept."""
+        return assemble(self.n, compact.expanded(self.n, self._sections)) if self.is_compact else self
+
+    @property
+    def full_bytes_most(self) -> int:
+        """About how large `full` is at most."""
+        return compact.full_bytes_most(self.n, self._sections) if self.is_compact else len(self.raw)
 
     @property
     def last_append_ms(self) -> int:
@@ -175,7 +175,8 @@ class Batch:
     def event(self, index: int) -> Event:
         """One event, copied out; for reports and tests, not for the data path."""
         if self.is_compact:
-            return self.full().event(index)
+            found = compact.event(self._sections, index)
+            return Event(*found[:4], OP_PUT, *found[4:])
         keys, values = self._sections[_KEYS][1], self._sections[_VALUES][1]
         key_end, value_end = self.column("key_end"), self.column("value_end")
         key_at, value_at = (int(ends[index - 1]) if index else 0 for ends in (key_end, value_end))
@@ -193,7 +194,8 @@ class Batch:
 
     def events(self) -> list[Event]:
         """All events, copied out."""
-        return [self.event(i) for i in range(self.n)]
+        batch = self.full()
+        return [batch.event(i) for i in range(self.n)]
 
     def select(self, indices: Sequence[int] | Array) -> Batch:
         """A new batch with the events at `indices`, in that order. Sections of width 0 that are unknown are dropped."""

@@ -1,4 +1,4 @@
-"""RecordDecoder: raw Kafka record batches of one run -> batch v1 and rejects, in one call into a trusted module."""
+"""RecordDecoder: raw Kafka record batches of one run -> a batch and rejects, in one call into a trusted module."""
 
 from __future__ import annotations
 

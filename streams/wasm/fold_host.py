@@ -99,6 +99,10 @@ class Stopped:
     held: LateReject | None = None
 
 
+RETAINED_EXPANSION = 4
+"""Compact batches that are kept come to at most so many times `retain_bytes` when a trap makes each a batch v1."""
+
+
 @dataclass(frozen=True, slots=True)
 class LateReject:
     """An event of an earlier batch that turned out, in a later fold or take, to stop the module."""
@@ -114,8 +118,9 @@ class FoldOptions:
     `cache_bytes`: the instance is dropped after a commit when its memory is larger and nothing was folded meanwhile.
     `held_bytes`: it is dropped after any fold when its memory is larger, and its rows are taken out before: under load
     no commit finds it idle. `retain_bytes`: batches kept to fold again after a trap; beyond it the rows are taken out
-    early. `merge`: the merge type rows must have. `outputs`:
-    how many output topics the manifest names; a record for another is a malformed output. `meter`: what to count on.
+    early; compact ones count a quarter of what they are expanded, if that is more. `merge`: the merge type rows must
+    have. `outputs`: how many output topics the manifest names; a record for another is a malformed output. `meter`:
+    what to count on.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -195,7 +200,7 @@ class FoldHost:
             rejects = self._recover(batch, trap, allowance or Allowance())
         else:
             self._retained.append(batch)
-            self._retained_bytes += len(batch.raw)
+            self._retained_bytes += max(len(batch.raw), batch.full_bytes_most // RETAINED_EXPANSION)
             rejects = [Reject(i, reason, RejectKind.UDF) for i, reason in refused]
         self.uncommitted_bytes += len(batch.raw)
         self._relieve()
@@ -327,9 +332,10 @@ class FoldHost:
         self._drop()
         self._metered = trap.kind is TrapKind.DEADLINE
         self.isolating = True
-        retained, self._retained, self._retained_bytes = self._retained, [], 0
+        retained, self._retained, self._retained_bytes = self._retained[::-1], [], 0
         try:
-            for earlier in retained:
+            while retained:
+                earlier = retained.pop()
                 for reject in self._isolate(earlier, Allowance()):
                     if reject.kind is RejectKind.TRAP:
                         self._late.append(_named(earlier, reject))
@@ -340,7 +346,7 @@ class FoldHost:
 
     def _isolate(self, batch: Batch, allowance: Allowance) -> list[Reject]:
         """Folds all of a batch but its culprits, in order, into `_pending`; as far as it is allowed to."""
-        batch = batch.full()
+        batch = batch.full()  # a compact one is expanded for this alone
         rejects: list[Reject] = []
         work: list[Array] = [np.arange(batch.n)]
         cuts = Records(batch)

@@ -4,8 +4,11 @@ fold to the same rows, outputs and rejects."""
 from __future__ import annotations
 
 import struct
+import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +155,8 @@ def test_a_module_refuses_ids_beyond_what_they_name(name: str) -> None:
         ids[-1] = 1 << 19
         instance = FoldInstance(compiled, Limits(), CACHE.host)
         with pytest.raises(UdfTrap, match="refused"):
-            instance.prepare(Batch.parse(raw_of(batch.n, {**sections, ident: (width, ids.tobytes())})))
+            raw = raw_of(batch.n, {**sections, ident: (width, ids.tobytes())})  # the host would not take it either
+            instance.prepare(Batch(raw, batch.n, batch._sections, is_compact=True))
         instance.close()
 
 
@@ -191,3 +195,68 @@ def test_culprits_are_found_in_the_batch_v1_of_it(tmp_path: Path) -> None:
         host.close()
     assert answers[0] == answers[1]
     assert {kind for _, _, kind, _, _ in answers[0][0]} == {RejectKind.TRAP, RejectKind.UDF}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_event_is_made_alone_as_it_is_among_all(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    print("seed", seed)
+    for batch in decoded(records_of(rng, "late"), compact=True):
+        assert batch.is_compact
+        whole = batch.events()
+        for index in {0, batch.n - 1, *rng.integers(0, batch.n, 30).tolist()}:
+            assert batch.event(index) == whole[index]
+        assert batch.full_bytes_most >= len(batch.full().raw) - 1_000
+
+
+def test_what_lies_outside_is_refused() -> None:
+    """Ends out of order or beyond what they are of, ids of what is not there: the host refuses the batch."""
+    runs = records_of(np.random.default_rng(4), "even")
+    batch = next(each for each in decoded(runs, compact=True) if each.is_compact and 12 in each._sections)
+    sections = {ident: (width, data.tobytes()) for ident, (width, data) in batch._sections.items()}
+    for ident in (6, 192):
+        ends = np.frombuffer(sections[ident][1], "<u4")
+        for odd in (ends + 10_000, ends[::-1], np.append(ends[:-1], 2**32 - 1)):
+            if odd.tolist() == ends.tolist():
+                continue
+            with pytest.raises(BadInput):
+                Batch.parse(raw_of(batch.n, {**sections, ident: (0, odd.astype("<u4").tobytes())}))
+    for ident in (12, 128):
+        ids = np.frombuffer(sections[ident][1], "<u4").copy()
+        ids[-1] = 1 << 19
+        with pytest.raises(BadInput):
+            Batch.parse(raw_of(batch.n, {**sections, ident: (4, ids.tobytes())}))
+
+
+def test_runs_without_events_are_no_compact_batch() -> None:
+    """What the decoder remembers of the frames before is not in the answer."""
+    runs = records_of(np.random.default_rng(6), "even")
+    assert decoded(runs, compact=True)
+    raw = batch_bytes(runs[0], None)
+    found = DECODER.decode([raw], 1 << 30, 1 << 40, COMPACT)
+    assert found.n == 0
+    assert len(found.batch) < 1_000
+
+
+def test_expanding_takes_little_more_than_what_it_makes() -> None:
+    """Long words in a dictionary: the memory on the way is bounded."""
+    words = [b"%03d" % i + b"w" * 900 for i in range(100)]
+    n = 60_000
+    keys = [b"device:%d" % (i % 50) for i in range(n)]
+    columns = [("BYTES", [words[i % 100] for i in range(n)]), ("DOUBLE", [bytes(8)] * n), ("LONG", [BASE_MS] * n)]
+
+    def choose(options: Sequence[Any]) -> Any:
+        return "DICTIONARY" if "DICTIONARY" in options else options[-1]
+
+    record = Record(0, BASE_MS, None, frame_of(READING.id, keys, [0] * n, columns, choose), [])
+    (batch,) = decoded([[record]], compact=True)
+    assert batch.is_compact
+    tracemalloc.start()
+    try:
+        whole = batch.full()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert whole.n == n
+    assert peak < 4 * len(whole.raw)
+    assert whole.event(n - 1) == batch.event(n - 1)

@@ -10,7 +10,7 @@ import pytest
 
 from streams.kafka.batches import ProducerState, encode_batches
 from streams.kafka.run import Run, batch_header
-from streams.processing.pieces import FRAME_BYTES_FROM, offer_pieces, pieces
+from streams.processing.pieces import COMPACT_EXPANSION, FRAME_BYTES_FROM, offer_pieces, pieces
 from streams.wasm.buffers import Buffers
 
 
@@ -43,7 +43,8 @@ def test_what_may_be_frames_weighs_more() -> None:
     plain = run_of(*[[100] * 100] * 8)
     frames = run_of(*[[10_000]] * 8)
     assert len(pieces(plain, 100_000)) == 1
-    assert len(pieces(frames, 100_000)) == 4
+    assert len(pieces(frames, 100_000)) == 8
+    assert len(pieces(frames, 100_000, COMPACT_EXPANSION)) == 4
 
 
 def test_a_run_without_batches_still_moves_the_position() -> None:
@@ -54,7 +55,7 @@ def test_a_run_without_batches_still_moves_the_position() -> None:
 def test_a_run_is_done_when_its_pieces_are() -> None:
     waiting: list[tuple[Run, object]] = []
     done: list[int] = []
-    offer_pieces(run_of(*[[700_000]] * 3), lambda run, one: waiting.append((run, one)), lambda: done.append(1))
+    offer_pieces(run_of(*[[400_000]] * 3), lambda run, one: waiting.append((run, one)), lambda: done.append(1))
     assert [run.next - run.base for run, _ in waiting] == [1, 1, 1]
     for _, one in waiting[::-1]:
         assert not done

@@ -223,6 +223,7 @@ typedef struct { source *source; streams_row *row; state *state; uint32_t run, m
 /* A batch of nothing but readings whose numbers and metrics come in columns: the target of event i is targets[pairs[i]], or
  * targets[i] when keys have no ids. targets NULL: the batch is none, and `round_events` says where its events go. */
 static struct { target *targets; const uint8_t *pairs; } columns;
+static uint32_t runs_begun; /* of the batch */
 
 static int has_control(const uint8_t *p, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) if (p[i] < 0x20) return 1;
@@ -356,7 +357,10 @@ enum { PAIRS_MIN = 1024, PAIRS_EACH = 8, METRICS_TRIED = 8 }; /* more pairs than
 static const metric *metrics_of_items(const streams_batch *b, uint32_t ids_end, uint32_t *metrics) {
   metric *found = streams_scratch(ids_end * sizeof *found), *latest_ones[METRICS_TRIED];
   uint32_t *firsts = streams_scratch(ids_end * sizeof *firsts), n = streams_first_of_ids(b->item_id[0], ids_end, b->n, firsts);
-  uint8_t *room = b->is_compact ? streams_scratch(5 * n + streams_get32(b->word_end[0] + 4 * (b->word_ends[0] - 1))) : 0;
+  uint32_t room_bytes = 0;
+  for (uint32_t i = 0, len; b->is_compact && i < n; i++, room_bytes += 5 + len)
+    streams_word(b, 0, streams_get32(b->item_id[0] + 4 * firsts[i]), &len);
+  uint8_t *room = b->is_compact ? streams_scratch(room_bytes) : 0;
   for (uint32_t i = 0; i < n; i++) {
     streams_event e;
     streams_event_read(b, firsts[i], &e);
@@ -416,6 +420,7 @@ static const uint8_t *number_pairs(const streams_batch *b, const metric *metrics
 static void prepare_columns(const streams_batch *b) {
   columns.targets = 0;
   columns.pairs = 0;
+  runs_begun = 0; /* no target remembers one */
   if (!b->item_id[0] || !b->typed[1] || !b->typed[2] || !streams_all_puts(b)) return;
   uint32_t most = b->n * PAIRS_EACH + PAIRS_MIN, item_ids = streams_ids_end(b->item_id[0], b->n), n_metrics = 0;
   if (!item_ids || item_ids > most) return;
@@ -511,8 +516,6 @@ STREAMS_APART static void states_ahead(const target *targets, uint32_t left) {
   }
   streams_loaded = sum;
 }
-
-static uint32_t runs_begun;
 
 /* The clocks of the rows that n targets touched in a run, moved on. */
 static void end_run(target **list, uint32_t n) {

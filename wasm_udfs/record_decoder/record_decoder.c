@@ -1,4 +1,4 @@
-/* record_decoder: raw Kafka record batches (v2, decompressed) of one run -> batch v1 and rejects. A platform module, no UDF.
+/* record_decoder: raw Kafka record batches (v2, decompressed) of one run -> batch v1 or compact, and rejects. A platform module, no UDF.
  *
  * All of SPEC's "Event record" checks, in this order: record, key, value's presence and prefix, headers, clock, schema, body.
  * The puts of a frame are events of their own: its headers and its schema are judged once, keys, TTLs and bodies for each.
@@ -300,6 +300,7 @@ static uint32_t list_compact(section *to) {
 }
 
 static void close_columns(void) {
+  if (!col.n) compact.on = 0; /* what is the frames' own is not known then */
   section list[SECTIONS_MAX];
   uint32_t n_sections = compact.on ? list_compact(list) : list_sections(list), at = 16 + 16 * n_sections;
   uint8_t *header = streams_scratch(at);

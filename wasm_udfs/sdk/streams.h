@@ -10,8 +10,7 @@
  * keep nothing of a put that the next one replaces (they touch the row, as for every put, but need not write its payload).
  * With STREAMS_LAST_ALONE defined as well, a put that another of its key follows at the same clock and expiry may not be shown at
  * all: only its clock counts. For modules that refuse no put, make no outputs, and write the same whatever came before.
- * With STREAMS_COMPACT defined, batches come compact where they can, a sixth of their size: `e->value` then holds until the
- * function returns, no longer. A module that keeps no pointers may define it.
+ * STREAMS_COMPACT is for the platform's own modules (compact batches, ../ABI.md): `e->value` then holds until the function returns.
  * The function becomes part of the loop that calls it: `static`, so include this file before it is declared (or define
  * STREAMS_FOLD_ELSEWHERE when it is in another object), and a trap's backtrace shows it as `streams_fold`.
  * `streams_output(topic, …)` writes a record to a topic of the manifest's `outputs`, before or after streams_touch.
