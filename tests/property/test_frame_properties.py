@@ -198,7 +198,7 @@ def check_key_ids(batch: Batch, events: list[Event]) -> None:
 def check_items_and_runs(batch: Batch, events: list[Event]) -> None:
     """Puts of one item id have one metric; events of one run have the same clocks, expiry and operation."""
     items, runs, times = batch._sections.get(128), batch._sections.get(13), batch.typed_column(2, "<q")
-    if items is not None and times is not None and int.from_bytes(events[0].value[1:5], "big") == 17:
+    if events and items is not None and times is not None and int.from_bytes(events[0].value[1:5], "big") == 17:
         sizes = [8 + len(varint(moment)) for moment in times.tolist()]
         metrics = [event.value[:-size] for event, size in zip(events, sizes, strict=True)]
         ids = items[1].view("<u4").tolist()
