@@ -40,10 +40,16 @@ typedef struct {
   uint32_t anomalous, n_alerts;
   double run_level, run_deviation;
   int64_t late, anomalies, shifts;
-  alert alerts[ALERTS]; /* the latest is at (anomalies - 1) % ALERTS */
+  alert *alerts; /* room for ALERTS, once there was one: most sources have none. The latest is at (anomalies - 1) % ALERTS */
 } state;
 
-static void streams_native_free(void *native) { streams_free(native, sizeof(state)); }
+enum { ALERTS_BYTES = ALERTS * sizeof(alert) };
+
+static void streams_native_free(void *native) {
+  state *s = native;
+  if (s->alerts) streams_free(s->alerts, ALERTS_BYTES);
+  streams_free(s, sizeof *s);
+}
 
 STREAMS_INLINE double clamp(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 STREAMS_INLINE double magnitude(double x) { return x < 0 ? -x : x; }
@@ -112,6 +118,7 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
   if (streams_schema_id(from, len) != ANOMALY_ID) return 1;
   streams_reader in = {from + 5, from + len, 0};
   state *s = streams_malloc(sizeof *s);
+  s->alerts = 0;
   *native = (uint8_t *)s;
   uint32_t skipped;
   streams_read_bytes(&in, &skipped);
@@ -133,6 +140,7 @@ static int streams_native_read(const streams_row *r, uint8_t **native, const uin
   int64_t n = streams_read_long(&in);
   if (in.error || n < 0 || n > ALERTS || s->anomalies < n) return 1;
   s->n_alerts = (uint32_t)n;
+  if (n) s->alerts = streams_malloc(ALERTS_BYTES);
   for (uint32_t i = 0, at = first_alert(s); i < s->n_alerts; i++, at = (at + 1) % ALERTS) {
     alert *a = &s->alerts[at];
     a->value = streams_read_double(&in);
@@ -172,6 +180,7 @@ STREAMS_COLD static void judge_far(state *s, double x) {
   double score = score_of(s);
   s->anomalous = magnitude(score) > THRESHOLD;
   if (!s->anomalous) return;
+  if (!s->alerts) s->alerts = streams_malloc(ALERTS_BYTES);
   s->alerts[s->anomalies++ % ALERTS] = (alert){s->value, s->expected, score, s->time};
   s->n_alerts += s->n_alerts < ALERTS;
   extend_run(s, x, score > 0 ? 1 : -1);
