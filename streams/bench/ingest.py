@@ -13,7 +13,7 @@ from streams.bench.contenders import STREAMS
 from streams.bench.ingest_http import ARROW, NDJSON, bodies, post
 from streams.bench.ingest_load import PRODUCER, LoadOptions, Ran, run_load
 from streams.bench.ingest_peers import CHOICE, Peers, PeersOptions
-from streams.bench.ingest_table import verify_tables
+from streams.bench.ingest_table import rows_committed, verify_tables
 from streams.bench.own_system import SETTLE_S, OwnSystem, own_system, settle
 from streams.bench.plot import Chart, svg
 from streams.bench.probe import end_probe, start_probe
@@ -30,6 +30,8 @@ WORKER, KAFKA, GATEWAY = "worker", "kafka", "gateway"
 FIRST_MINUTE_S = 60.0
 GROWTH = ((1_000, 10_000), (100_000, 10_000), (1_000_000, 10_000), (1_000, 1_000), (1_000, 100))
 """Devices and puts a frame."""
+Growth = tuple[float, float, float, float]
+"""Of one of them: readings/s, MB of the worker, CPU us/reading, rows/reading."""
 Say = Callable[[str], None]
 
 
@@ -240,16 +242,17 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
     """The same load with more devices, and with smaller frames, each on a region of its own. Beside each number of
     devices the strongest peer, a record a reading; of our four rows by device it keeps one."""
     results: list[Result] = []
-    series: dict[tuple[int, int], tuple[float, float, float]] = {}
+    series: dict[tuple[int, int], Growth] = {}
     for devices, frame in options.growth:
         readings = Readings(devices, _base_ms())
         with own_system(REGION, settle_s=options.settle_s) as system:
             load = LoadOptions(seconds=options.part_s, frame_puts=frame)
             ran = asyncio.run(run_load(system, readings, load))
             asyncio.run(verify_tables(system.bootstrap_servers[REGION], readings, ran.readings))
+            rows = asyncio.run(rows_committed(system.bootstrap_servers[REGION])) / ran.readings
         cpu = sum(ran.cpu_us(name) for name in ran.cpu_s)
         rss = max(size for each in ran.samples for name, size in each.rss_bytes.items() if name.startswith(WORKER))
-        series[devices, frame] = (ran.per_s, rss / 1e6, cpu)
+        series[devices, frame] = (ran.per_s, rss / 1e6, cpu, rows)
         what = f"{devices:,} devices, frames of {frame:,}"
         say(f"{what}: {ran.per_s:,.0f} readings/s, worker {rss / 1e6:.0f} MB, exact")
         results += [
@@ -258,9 +261,11 @@ def _growth(options: IngestOptions, say: Say) -> list[Result]:
             ),
             Result(f"{what}: RSS of the worker, most", rss / 1e6, "MB"),
             Result(f"{what}: CPU time of all processes", cpu, "us/reading"),
+            Result(f"{what}: rows committed a reading, of three tables", rows, "rows/reading"),
+            Result(f"{what}: CPU time of all processes a row", cpu / rows, "us/row"),
         ]
     if options.plot is not None:
-        options.plot.write_text(svg(charts(series)))
+        options.plot.write_text(svg(charts(series), columns=4))
         say(f"charts: {options.plot}")
     return results
 
@@ -275,12 +280,12 @@ def _peer(devices: int, frame: int, options: IngestOptions, say: Say) -> Mapping
     return peers.speeds
 
 
-def charts(series: Mapping[tuple[int, int], tuple[float, float, float]]) -> list[Chart]:
-    """Throughput, memory and CPU time over devices (frames of the largest size) and over frames (fewest devices)."""
+def charts(series: Mapping[tuple[int, int], Growth]) -> list[Chart]:
+    """Throughput, memory, CPU time, rows: over devices (frames of the largest size), over frames (fewest devices)."""
     frame, devices = max(key[1] for key in series), min(key[0] for key in series)
     found = []
     for axis, label, title in ((0, "devices", f"frames of {frame:,}"), (1, "puts a frame", f"{devices:,} devices")):
         points = {key[axis]: values for key, values in series.items() if key[1 - axis] == (frame, devices)[axis]}
-        for index, y_label in enumerate(("readings/s", "worker MB", "CPU us/reading")):
+        for index, y_label in enumerate(("readings/s", "worker MB", "CPU us/reading", "rows/reading")):
             found.append(Chart(title, label, y_label, [(x, values[index]) for x, values in points.items()]))
     return found

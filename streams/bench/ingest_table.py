@@ -14,6 +14,7 @@ from streams.model.row import decode_row
 from streams.serde import decode_body, load_builtin
 
 KEYSPACE, TABLE = "device", "telemetry"
+TABLES = (KEYSPACE, TABLE, "anomaly")
 ALL_DEVICES_MAX = 20_000
 """With more devices, all windows' totals are compared, and so many devices' own windows, chosen at random."""
 
@@ -55,6 +56,14 @@ async def verify_tables(
     if in_order:
         _verify_latest(own, readings, total, chosen)
     return len(rows) + len(own)
+
+
+async def rows_committed(bootstrap_servers: str) -> int:
+    """How many rows all tables of readings have committed since the region began, with some markers a second."""
+    async with Admin(bootstrap_servers) as admin:
+        found = await admin.topics([f"table.{name}" for name in TABLES])
+        tps = [(topic, partition) for topic, each in found.items() for partition in range(each.partitions)]
+        return sum((await admin.end_offsets(tps)).values())
 
 
 async def _rows(bootstrap_servers: str, table: str) -> Rows:

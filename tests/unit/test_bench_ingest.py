@@ -99,13 +99,13 @@ def test_options_that_measure_nothing_are_refused() -> None:
 
 
 def test_charts_show_growth_by_devices_and_by_frames() -> None:
-    series = {key: (1e6 / (i + 1), 100.0 + i, 2.0) for i, key in enumerate(GROWTH)}
+    series = {key: (1e6 / (i + 1), 100.0 + i, 2.0, 0.1) for i, key in enumerate(GROWTH)}
     found = charts(series)
     assert [x for x, _ in found[0].points] == [1_000, 100_000, 1_000_000]
-    assert sorted(x for x, _ in found[3].points) == [100, 1_000, 10_000]
+    assert sorted(x for x, _ in found[4].points) == [100, 1_000, 10_000]
     drawn = ET.fromstring(svg(found))
-    assert len(drawn.findall(".//{*}polyline")) == 6
-    assert len(drawn.findall(".//{*}circle")) == 18
+    assert len(drawn.findall(".//{*}polyline")) == 8
+    assert len(drawn.findall(".//{*}circle")) == 24
 
 
 def test_a_long_run_shows_what_the_workers_memory_does_after_its_first_minute() -> None:
