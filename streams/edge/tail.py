@@ -22,8 +22,8 @@ _TOPIC_ID = "topic_id"
 @dataclass(frozen=True)
 class TailOptions:
     """`discovery_s`: how often new tables, new mirrored topics and recreated ones are looked for. `bulk_records`: a
-    replica that is further behind is restored without a write-ahead log. `slice_rows`: rows written at a time while
-    others are served. `retry_s`: pause after a failure. `pace`: of the fetches when following."""
+    replica that is further behind is restored: marked as one that must not be served yet. `slice_rows`: rows written at
+    a time while others are served. `retry_s`: pause after a failure. `pace`: of the fetches when following."""
 
     discovery_s: float = 1.0
     poll_s: float = 0.2

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
+import threading
+import weakref
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 ARENAS = 2
 MMAP_FROM_BYTES = 2 << 20
 TRIM_FROM_BYTES = 32 << 20
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of control groups, version 2 and 1."""
 YOUNG_OBJECTS, YOUNG_ROUNDS, MIDDLE_ROUNDS = 50_000, 20, 50
 
 
@@ -50,12 +54,29 @@ def machine_bytes() -> int:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return 0
-    try:
-        return min(found, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # there is none, or it is "max"
-        return found
+    for limit in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+            found = min(found, int(limit.read_text()))
+    return found
 
 
 def machine_share(parts: int, least: int, most: int) -> int:
     """One of so many parts of the machine's memory, between two bounds: how large a cache may be."""
     return max(least, min(machine_bytes() // parts, most))
+
+
+class MemoryShare:
+    """A budget of one process for what many hold: each may have `most_bytes` while all together have no more than
+    `total_bytes`, else `least_bytes`. From any thread.
+    """
+
+    def __init__(self, total_bytes: int, least_bytes: int, most_bytes: int) -> None:
+        self._total, self._least, self._most = total_bytes, least_bytes, most_bytes
+        self._held: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def allowed(self, holder: object, held_bytes: int) -> int:
+        """How much the holder may have, that has so much now; it counts until it says another number, or is gone."""
+        with self._lock:
+            self._held[holder] = held_bytes
+            return self._most if sum(self._held.values()) <= self._total else self._least

@@ -23,7 +23,7 @@ ROW_OBJECTS_BYTES = 250
 """Of a row: two bytes objects' headers, two tuples, a slot of a dictionary and two of lists."""
 MANY_ROWS = 10_000
 """From so many on it is the rows that make a commit long, and fewer commits make them fewer."""
-PACKED_ROW_BYTES = 24
+PACKED_ROW_BYTES = 40
 """Of a row that is held encoded: where it is, and where its key is looked for (streams/wasm/key_index.py)."""
 
 
@@ -40,7 +40,7 @@ class CommitOptions:
     which one row stands for many events. With a share above 1 an event waits less in all: it is the wait that makes
     units large enough, and what is late in the log waits there for nothing. `soft_bytes` of uncommitted input, or
     changed rows that are expected to take `soft_row_bytes` of memory, are committed at once; at `hard_bytes` and
-    `hard_row_bytes` folding pauses.
+    `hard_row_bytes` folding pauses. So are `soft_rows` changed rows: a gateway takes a unit in one step.
     `heartbeat_s`: a marker of its own at each multiple of it since the last commit: all
     partitions of a process in the same moment, so that they share requests, fetches and the mirror's transactions.
     """
@@ -56,6 +56,7 @@ class CommitOptions:
     hard_bytes: int = 128 << 20
     soft_row_bytes: int = 64 << 20
     hard_row_bytes: int = 96 << 20
+    soft_rows: int = 400_000
     heartbeat_s: float = 0.5
 
 
@@ -172,7 +173,10 @@ class CommitPolicy:
         if self._oldest_s is None:
             period_s = self.options.heartbeat_s
             return self._at((math.floor(self._ended_s / period_s) + 1) * period_s, now_s, Action.HEARTBEAT)
-        if self._open_bytes >= self.options.soft_bytes or self._open_row_bytes >= self.options.soft_row_bytes:
+        options = self.options
+        if self._open_bytes >= options.soft_bytes or self._open_row_bytes >= options.soft_row_bytes:
+            return Decision(Action.COMMIT)
+        if (self._open_rows or 0) >= options.soft_rows:
             return Decision(Action.COMMIT)
         return self._at(self._due_s(self._oldest_s), now_s, Action.COMMIT)
 

@@ -93,7 +93,9 @@ class ChangelogRestorer:
             return f"it is of topic id {known}, not {topic_id}"
         if not start <= offset <= end:
             return f"it stands at {offset}, the changelog covers {start} to {end}"
-        age_s = (wall_ms() - marker.time_ms) / 1000 if marker is not None else 0.0
+        # By when it was applied: while a backlog is folded, markers are as old as their events.
+        known_ms = store.applied_ms() or (marker.time_ms if marker is not None else None)
+        age_s = (wall_ms() - known_ms) / 1000 if known_ms is not None else 0.0
         # A copy at the log's end has missed nothing, however old it is.
         if end - offset > 2 and age_s > self._options.local_age_max_s:
             return f"it is {age_s:.0f} s old, deletions since may be forgotten"

@@ -10,7 +10,7 @@ import numpy as np
 
 from streams.model.errors import BadInput, Conflict
 from streams.model.fold_table import FoldTable
-from streams.model.memory import machine_share
+from streams.model.memory import MemoryShare, machine_share
 from streams.processing.black_box import UdfInfo, encode_box
 from streams.processing.catalog import DeployedModule, KeyspaceRules, RulesCache
 from streams.processing.containment import Containment
@@ -34,8 +34,9 @@ VALUE_BYTES_MAX = 17 << 20
 
 DECODER_BUDGET_BYTES = 64 << 20
 IDLE_BUFFERS_BYTES = 48 << 20
-FOLD_HELD_BYTES = machine_share(64, 128 << 20, 384 << 20)
-FOLD_CACHE_BYTES = FOLD_HELD_BYTES // 2
+FOLD_SHARE = MemoryShare(machine_share(8, 512 << 20, 16 << 30), 128 << 20, machine_share(64, 128 << 20, 384 << 20))
+"""What a fold may keep of its rows between commits, and half of it when it is idle: a 64th of the machine's memory,
+while all of the process keep no more than an eighth; else 128 MiB."""
 
 
 class DecoderPool:
@@ -215,8 +216,7 @@ def _fold_options(table: FoldTable, limits: Limits, meter: UdfMeter | None) -> F
     """What every fold of a worker runs under. The outputs are the table's: `check_manifest` compares them."""
     return FoldOptions(
         limits,
-        FOLD_CACHE_BYTES,
-        FOLD_HELD_BYTES,
+        share=FOLD_SHARE,
         merge=int(table.merge),
         outputs=len(table.outputs),
         meter=meter or UdfMeter(),

@@ -8,13 +8,16 @@ after any crash the three agree.
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import time
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import rocksdict
 
+from streams.model.clock import wall_ms
 from streams.model.errors import BadInput
 from streams.model.marker import MARKER_KEY, Marker
 from streams.model.row import seq_of
@@ -27,7 +30,14 @@ Rows = Collection[tuple[bytes, bytes | None]]
 _FIRST = b"\x01"
 _OFFSET = b"\x00offset"
 _RESTORING = b"\x00restoring"
+_APPLIED = b"\x00applied"
 _META = b"\x00meta/"
+
+
+_FILES_MANY = 8
+"""So many files at level 0 are being compacted, and more of them would be waited for."""
+
+log = logging.getLogger(__name__)
 
 
 def upper_bound(prefix: bytes) -> bytes | None:
@@ -59,7 +69,9 @@ class TablePartition:
         self._no_wal.disable_wal = True
         self._sync = rocksdict.WriteOptions()
         self._sync.sync = True
-        self._unwritten, self._written_s, self._flushed_s = False, 0.0, time.monotonic()
+        self._unwritten, self._written_s = False, 0.0
+        spread = zlib.crc32(str(path).encode()) / 2**32  # a process's partitions do not all flush in one moment
+        self._flushed_s = time.monotonic() - spread * self._options.removals_flush_s
         self._unflushed_removals = False
 
     def _load(self) -> None:
@@ -127,7 +139,8 @@ class TablePartition:
 
         `guard_seq`: leave out rows that are older (by sequence number) than what is stored. Returns how many rows
         were written. Rows are durable against the end of the process at once, against the machine's when the OS writes
-        back; during a restore only from `end_restore` on, without `wal` from when a memtable is full, or `close`.
+        back; during a restore only from `end_restore` on, without `wal` from when a memtable is full, `flush_s` (with
+        removals `removals_flush_s`) has passed and there is another unit, or `close`.
         A marker without rows may wait (`marker_write_s`).
         """
         if not rows and marker is not None and not self._restoring and not self._marker_is_due():
@@ -152,6 +165,8 @@ class TablePartition:
         elif self._unwritten and self._marker is not None:
             batch[MARKER_KEY] = self._marker.encode()
         batch[_OFFSET] = changelog_offset.to_bytes(8, "little")
+        if not self._restoring:
+            batch[_APPLIED] = wall_ms().to_bytes(8, "little")
         written_bytes = int(batch.size_in_bytes())
         self._write(batch, self._no_wal if self._restoring or not self._options.wal else None)
         if marker is not None:
@@ -169,9 +184,23 @@ class TablePartition:
             return
         now_s = time.monotonic()
         after_s = options.removals_flush_s if self._unflushed_removals else options.flush_s
-        if written_bytes >= options.write_buffer_bytes or now_s - self._flushed_s >= after_s:
-            self._flushed_s, self._unflushed_removals = now_s, False
-            self._db.flush(False)
+        if written_bytes < options.write_buffer_bytes and now_s - self._flushed_s < after_s:
+            return
+        try:
+            busy = self._number("num-immutable-mem-table") or self._number("num-files-at-level0") >= _FILES_MANY
+            if not busy:  # else the flush would wait, and with it a gateway: the next unit tries again
+                self._db.flush(False)
+                self._flushed_s, self._unflushed_removals = now_s, False
+        except Exception as error:  # the unit is applied, whatever became of the flush; writing tells if the disk fails
+            log.warning("%s could not be flushed: %s", self.path, error)
+
+    def _number(self, what: str) -> int:
+        return int(self._db.property_int_value(f"rocksdb.{what}") or 0)
+
+    def applied_ms(self) -> int | None:
+        """When a unit was last applied, of those that reached the disk, by the wall clock; not while restoring."""
+        found = self._db.get(_APPLIED)
+        return None if found is None else int.from_bytes(found, "little")
 
     def _marker_is_due(self) -> bool:
         return time.monotonic() - self._written_s >= self._options.marker_write_s

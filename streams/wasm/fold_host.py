@@ -24,6 +24,7 @@ from enum import Enum
 import numpy as np
 
 from streams.model.errors import StreamsError
+from streams.model.memory import MemoryShare
 from streams.wasm.abi import check_fold_module, takes_compact
 from streams.wasm.batch import Batch, Buffer, Event
 from streams.wasm.columns import Array
@@ -118,14 +119,15 @@ class FoldOptions:
     `cache_bytes`: the instance is dropped after a commit when its memory is larger and nothing was folded meanwhile.
     `held_bytes`: it is dropped after any fold when its memory is larger, and its rows are taken out before: under load
     no commit finds it idle. `retain_bytes`: batches kept to fold again after a trap; beyond it the rows are taken out
-    early; compact ones count a quarter of what they are expanded, if that is more. `merge`: the merge type rows must
-    have. `outputs`: how many output topics the manifest names; a record for another is a malformed output. `meter`:
-    what to count on.
+    early; compact ones count a quarter of what they are expanded, if that is more. `share`: gives both bounds instead,
+    by what all hosts hold. `merge`: the merge type rows must have. `outputs`: how many output topics the manifest
+    names; a record for another is a malformed output. `meter`: what to count on.
     """
 
     limits: Limits = field(default_factory=Limits)
     cache_bytes: int = 128 << 20
     held_bytes: int = 256 << 20
+    share: MemoryShare | None = None
     retain_bytes: int = 64 << 20
     merge: int | None = None
     outputs: int = 0
@@ -235,7 +237,9 @@ class FoldHost:
         self._taken, self._taken_outputs = PackedRows(()), []
         self.uncommitted_bytes -= self._taken_bytes
         self._taken_bytes = 0
-        if self.memory_bytes > self._options.cache_bytes and not self._retained:
+        options, memory = self._options, self.memory_bytes
+        idle_bytes = options.cache_bytes if options.share is None else options.share.allowed(self, memory) // 2
+        if memory > idle_bytes and not self._retained:
             self._drop()
 
     def discard(self) -> None:
@@ -319,7 +323,9 @@ class FoldHost:
     def _relieve(self) -> None:
         """Keeps memory and retained batches bounded between commits."""
         options = self._options
-        full = self.memory_bytes > min(options.limits.memory_bytes // 2, options.held_bytes)
+        memory = self.memory_bytes
+        held_bytes = options.held_bytes if options.share is None else options.share.allowed(self, memory)
+        full = memory > min(options.limits.memory_bytes // 2, held_bytes)
         if full or self._retained_bytes > options.retain_bytes:
             self._checkpoint()
         if full:

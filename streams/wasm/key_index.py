@@ -23,7 +23,7 @@ _BITS = np.uint64(8)
 _MASKS = np.array([0, *((1 << 8 * n) - 1 for n in range(1, _WORD + 1))], np.uint64)
 """By how many bytes of a word belong to a key: those bytes of it."""
 
-SAME_MAX = 16
+SAME_MAX = 4
 """With more keys of equal hashes somebody has chosen them so, and a dictionary is used instead."""
 
 
@@ -40,10 +40,14 @@ def hashes_of(data: bytes, ends: npt.NDArray[np.integer[Any]], at: int = 0) -> H
     # Every place of the data as an 8-byte number: an unaligned view, no copy.
     words = np.ndarray((len(data) - _WORD + 1,), "<u8", data, strides=(1,))
     longest = int(lengths.max()) if len(lengths) else 0
+    shortest = int(lengths.min()) if len(lengths) else 0
+    chosen: Longs | None = None
     for first in range(0, longest, _WORD):
-        left = lengths - first
-        chosen = None if int(left.min()) > 0 else np.flatnonzero(left > 0)
-        place, left = (starts, left) if chosen is None else (starts[chosen], left[chosen])
+        if chosen is not None:  # few keys may be much longer than all others
+            chosen = chosen[lengths[chosen] > first]
+        elif first >= shortest:
+            chosen = np.flatnonzero(lengths > first)
+        place, left = (starts, lengths - first) if chosen is None else (starts[chosen], lengths[chosen] - first)
         word = _words(words, place + first) & _MASKS[np.minimum(left, _WORD)]
         if chosen is None:
             found = _mixed(found, word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import subprocess
@@ -47,8 +48,8 @@ def test_what_threads_free_goes_back_to_the_system() -> None:
 
 
 def test_a_share_of_the_machine_lies_between_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_CGROUP_LIMIT", limit)
+    limit, older = tmp_path / "memory.max", tmp_path / "limit_in_bytes"
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (limit, older))
     whole = memory.machine_bytes()
     assert whole > 64 << 20
     limit.write_text("max\n")
@@ -58,3 +59,21 @@ def test_a_share_of_the_machine_lies_between_its_bounds(tmp_path: Path, monkeypa
     assert memory.machine_share(8, 10, 5_000_000) == 1_000_000
     assert memory.machine_share(8, 10, 500_000) == 500_000
     assert memory.machine_share(8, 2_000_000, 5_000_000) == 2_000_000
+    older.write_text("7000000\n")
+    assert memory.machine_bytes() == 7_000_000
+
+
+class Holder:
+    """Somebody who keeps rows."""
+
+
+def test_all_may_have_the_most_while_together_they_have_little() -> None:
+    share = memory.MemoryShare(100, 10, 40)
+    holders = [Holder() for _ in range(4)]
+    assert [share.allowed(each, 25) for each in holders] == [40] * 4
+    assert share.allowed(holders[0], 26) == 10, "101 of 100"
+    assert share.allowed(holders[0], 0) == 40
+    assert share.allowed(holders[1], 60) == 10
+    del holders[2]
+    gc.collect()
+    assert share.allowed(holders[1], 60) == 40, "who is gone holds nothing"

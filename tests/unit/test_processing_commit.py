@@ -192,6 +192,16 @@ def test_rows_that_are_counted_bound_a_unit_by_what_a_row_took_before() -> None:
     assert not policy.may_fold
 
 
+def test_very_many_small_rows_are_no_larger_unit() -> None:
+    policy = CommitPolicy(dataclasses.replace(OPTIONS, soft_rows=1_000), 0.0)
+    policy.started(0.0, 10, 10)
+    policy.finished(0.5)
+    policy.folded(0.5, 1, caught_up=False, events=999, rows=999, late_s=100.0)
+    assert policy.decide(0.5).action is Action.WAIT
+    policy.folded(0.5, 1, caught_up=False, events=1, rows=1_000, late_s=100.0)
+    assert policy.decide(0.5).action is Action.COMMIT
+
+
 def test_a_unit_that_waits_does_not_look_stalled() -> None:
     assert CommitOptions().age_max_s <= 0.75 * WatchdogOptions().stall_s
 

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from streams.model.clock import wall_ms
 from streams.model.errors import BadInput
 from streams.model.marker import InputPosition, Marker
 from streams.model.row import MergeType, Row, encode_row
@@ -173,4 +175,43 @@ def test_without_a_log_removals_do_not_wait_in_memory_for_long(tmp_path: Path) -
     assert part.size_bytes() == 0, "rows wait for more of them"
     part.apply([(b"a:0", None)], marker(3), 4)
     eventually_sync(lambda: part.size_bytes() > 0)
+    part.close()
+
+
+def test_a_flush_that_fails_does_not_undo_what_was_applied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    part = TablePartition(tmp_path / "p", replace(SMALL, wal=False, removals_flush_s=0.0))
+
+    class Failing:
+        def __init__(self, db: Any) -> None:
+            self._db = db
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._db, name)
+
+        def flush(self, wait: bool) -> None:
+            raise OSError("no space left")
+
+    whole, part._db = part._db, Failing(part._db)  # type: ignore[assignment]
+    assert part.apply([(b"a:0", None)], marker(3), 4) == 1
+    assert part.changelog_offset() == 4
+    assert part.apply([], marker(4), 5) == 0, "it is tried again, and no more"
+    assert caplog.text.count("no space left") == 2
+    part._db = whole
+    part.apply([], marker(5), 6)
+    eventually_sync(lambda: part.size_bytes() > 0)
+    part.close()
+
+
+def test_when_a_unit_was_applied_is_kept_but_not_of_a_restore(tmp_path: Path) -> None:
+    part = TablePartition(tmp_path / "p", SMALL)
+    assert part.applied_ms() is None
+    part.begin_restore()
+    part.apply([(b"a:1", row(1))], marker(1), 2)
+    part.end_restore()
+    assert part.applied_ms() is None
+    before = wall_ms()
+    part.apply([(b"a:1", row(2))], marker(2), 3)
+    part.close()
+    part = TablePartition(tmp_path / "p", SMALL)
+    assert before <= (part.applied_ms() or 0) <= wall_ms()
     part.close()
