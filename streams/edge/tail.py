@@ -13,6 +13,7 @@ from streams.kafka.changelog_reader import ChangelogOptions, ChangelogReader, Un
 from streams.kafka.errors import OffsetOutOfRange
 from streams.kafka.raw_fetch import Pace
 from streams.kafka.run import TP
+from streams.model.clock import wall_ms
 from streams.model.errors import StreamsError, Timeout
 from streams.state.partition import TablePartition
 
@@ -23,11 +24,13 @@ _TOPIC_ID = "topic_id"
 class TailOptions:
     """`discovery_s`: how often new tables, new mirrored topics and recreated ones are looked for. `bulk_records`: a
     replica that is further behind is restored: marked as one that must not be served yet. `slice_rows`: rows written at
-    a time while others are served. `retry_s`: pause after a failure. `pace`: of the fetches when following."""
+    a time while others are served. `retry_s`: pause after a failure. `pace`: of the fetches when following.
+    `local_age_max_s`: what was written longer ago is read anew, for the log may have forgotten removals since."""
 
     discovery_s: float = 1.0
     poll_s: float = 0.2
     bulk_records: int = 20_000
+    local_age_max_s: float = 20 * 3600.0
     slice_rows: int = 2_000
     restores_at_once: int = 4
     retry_s: float = 0.5
@@ -217,6 +220,7 @@ class ChangelogTail:
             partition = served or self._tables.open(replica)
             why = "its restore was interrupted" if partition.restoring else None
             why = why or _unusable(partition, str(info.topic_id), start, end)
+            why = why or (_outdated(partition, end, self._options.local_age_max_s) if served is None else None)
             if why is not None:
                 partition = self._tables.open_fresh(replica, why)
             elif served is not None:
@@ -276,3 +280,13 @@ def _unusable(partition: TablePartition, topic_id: str, start: int, end: int) ->
     if not start <= offset <= end:
         return f"its position {offset} is outside of the log, [{start}, {end}]"
     return None
+
+
+def _outdated(partition: TablePartition, end: int, local_age_max_s: float) -> str | None:
+    """Why the stored state has been away from its log for too long, or None. One at the log's end has missed nothing,
+    however old it is; the records of a claim make 2."""
+    offset, applied_ms = partition.changelog_offset(), partition.applied_ms()
+    if offset is None or applied_ms is None or end - offset <= 2:
+        return None
+    age_s = (wall_ms() - applied_ms) / 1000
+    return f"it is {age_s:.0f} s old, removals since may be forgotten" if age_s > local_age_max_s else None

@@ -87,6 +87,7 @@ def _worker(target: Region) -> dict[str, str]:
         "producer.max.request.size": str(MAX_MESSAGE_BYTES),
         "producer.retry.backoff.ms": "10",
         "producer.transaction.timeout.ms": "10000",
+        "transaction.timeout.ms": "10000",  # of the configuration's, which a killed leader may leave open
     }
 
 

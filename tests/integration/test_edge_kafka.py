@@ -6,6 +6,7 @@ import struct
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,36 @@ async def test_a_recreated_changelog_is_a_problem_and_is_read_again(
     assert any("recreated" in problem for problem in tables.problems), list(tables.problems)
     await tail.stop()
     await tables.close()
+
+
+async def test_a_replica_that_was_away_for_too_long_is_read_anew(
+    kafka: KafkaServer, admin: Admin, link: Link, tmp_path: Path
+) -> None:
+    """Its log may have forgotten the removals since; one that stands at the log's end missed nothing."""
+    spec = new_spec()
+    here = spec.topic("us", "us")
+    await admin.ensure_topics([TopicSpec(here, 1, COMPACT)])
+    us, log = Writer("us", spec, time_ms=wall_ms()), TransactionalWriter(link, f"{here}/0")
+    await log.start()
+    for key in (b"score:1", b"score:2", b"score:3"):
+        us.put(key, 1)
+    await send(log, us.commit())
+    never = replace(FAST, local_age_max_s=-1.0)
+    for options, missed, read_anew in ((FAST, False, False), (never, False, False), (never, True, True)):
+        if missed:
+            us.put(b"score:2", 4)
+            us.put(b"score:4", 4)
+            await send(log, us.commit())
+        tables = tables_of(tmp_path, spec)
+        tail = ChangelogTail(tables, kafka.bootstrap_servers, options)
+        await tail.start()
+        await tail.wait_ready(20)
+        assert any("removals since" in each for each in tables.problems) == read_anew
+        found = tables.table(spec.name).get(b"score:2")
+        assert found is not None and found.value == (5 if missed else 1)
+        assert tables.table(spec.name).get(b"score:3") is not None
+        await tail.stop()
+        await tables.close()
 
 
 async def test_a_large_changelog_is_restored_in_bulk(

@@ -11,6 +11,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from streams.kafka.link import Link
+from streams.kafka.transaction_requests import ListedRequest, TransactionsRequest
 from tests.support.kafka import TwoRegions, start_two_regions
 from tests.support.polling import eventually
 
@@ -56,6 +58,23 @@ async def read(consumer: AIOKafkaConsumer, count: int, timeout_s: float) -> list
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 found += [int(record.value) for record in records]
     return found
+
+
+async def test_no_transaction_of_a_killed_mirror_holds_up_the_next_one_for_long(own_regions: TwoRegions) -> None:
+    """Its leader writes its configuration in transactions, which a new one waits for: a minute by default."""
+    await mirrored_table(own_regions)
+    for region in ("us-east", "eu-west"):
+        link = Link(own_regions.bootstrap_servers(region))
+        await link.start()
+        try:
+            listed = await link.any_node(ListedRequest([]))
+            names = [name for name, *_ in listed.transactions if "mm2" in name]
+            found = (await link.any_node(TransactionsRequest(names))).transactions
+        finally:
+            await link.stop()
+        timeouts_ms = {name: timeout_ms for _, name, _, timeout_ms, *_ in found}
+        assert any("cluster" in name for name in timeouts_ms), timeouts_ms
+        assert all(timeout_ms <= 10_000 for timeout_ms in timeouts_ms.values()), timeouts_ms
 
 
 async def test_cut_and_killed_the_mirror_stays_exact(own_regions: TwoRegions) -> None:
